@@ -1,0 +1,39 @@
+"""Configuration: what the files may say, and the checked dataclasses made from them."""
+
+from deepflow.config.hardware import HardwareConfig
+from deepflow.config.loading import (
+    DeepFlowWarning,
+    budget_problems,
+    canonical_override,
+    json_schema,
+    load_hardware_config,
+    load_model_config,
+    parse_yaml_value,
+    read_yaml,
+    split_overrides,
+    with_overrides,
+)
+from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig
+from deepflow.config.schema import did_you_mean, flatten
+from deepflow.config.units import parse_quantity
+
+__all__ = [
+    "DeepFlowWarning",
+    "GemmModel",
+    "HardwareConfig",
+    "LlmModel",
+    "LstmModel",
+    "ModelConfig",
+    "budget_problems",
+    "canonical_override",
+    "did_you_mean",
+    "flatten",
+    "json_schema",
+    "load_hardware_config",
+    "load_model_config",
+    "parse_quantity",
+    "parse_yaml_value",
+    "read_yaml",
+    "split_overrides",
+    "with_overrides",
+]

@@ -1,0 +1,467 @@
+"""What it runs on: the keys of a hardware file.
+
+Attribute names are the YAML keys with ``-`` written as ``_``. Keys that stand in several
+levels of the original format keep their place. A key whose default is ``None`` is either
+derived from technology and budgets (see ``deepflow/hardware``) or switched off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepflow.config.option import option
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class SoftwareParameters:
+    kernel_launch_overhead: float = option(
+        "fixed cost of one kernel that is not hidden by the work before it",
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-2),
+    )
+    precision: int = option(
+        "size of one element of activations and weights", 2, unit="bytes", choices=(1, 2, 4, 8)
+    )
+    kernel_fusion: str = option(
+        "element-wise steps: one kernel per operation (eager) or per step (fused)",
+        "eager",
+        choices=("fused", "eager"),
+    )
+    reserved_memory: float = option(
+        "device memory taken by driver context, communication library and allocator",
+        0.0,
+        unit="bytes",
+        minimum=0,
+        plausible=(0, 2**40),
+    )
+    h2d_bandwidth: float | None = option(
+        "host to device copies of embeddings; zero, negative or null switches them off",
+        12.4 * GIB,
+        unit="bytes/s",
+        minimum=-1,
+        plausible=(1e6, 1e14),
+    )
+
+
+@dataclass(frozen=True)
+class CoreTechnology:
+    """A device's compute: bundles (SMs) of multiply-accumulate units (tensor cores, "MCU")."""
+
+    nominal_flop_rate_per_mcu: float = option(
+        "FLOP per cycle of one unit", unit="FLOP/cycle", above=0, plausible=(1, 1e7)
+    )
+    num_mcu_per_bundle: int = option("units per bundle", minimum=1, maximum=2**20)
+    operating_area_per_mcu: float | None = option(
+        "area of one unit as built", None, unit="mm2", above=0, plausible=(1e-6, 1e5)
+    )
+    nominal_area_per_mcu: float | None = option(
+        "area of one unit at the nominal rate (default: as built)", None, unit="mm2", above=0
+    )
+    nominal_power_per_mcu: float | None = option(
+        "power of one unit at nominal voltage and frequency", None, unit="W", minimum=0
+    )
+    nominal_frequency: float | None = option(
+        "clock at nominal voltage", None, unit="Hz", above=0, plausible=(1e6, 1e11)
+    )
+    operating_frequency: float | None = option(
+        "clock, whatever the power budget allows", None, unit="Hz", above=0, plausible=(1e6, 1e11)
+    )
+    nominal_voltage: float | None = option("nominal supply", None, unit="V", above=0, maximum=20)
+    threshold_voltage: float | None = option("threshold", None, unit="V", minimum=0, maximum=20)
+    margin_voltage: float | None = option(
+        "least supply above the threshold", None, unit="V", minimum=0, maximum=20
+    )
+    num_bundles: int | None = option(
+        "bundles (default: what fits into the core area)", None, minimum=1, maximum=2**24
+    )
+    FMA_d1: int = option(
+        "rows and columns of one matrix step of a unit", 4, minimum=1, maximum=2**20
+    )
+    FMA_d2: int = option("inner length of one matrix step of a unit", 4, minimum=1, maximum=2**20)
+    FMA_width: int | None = option(
+        "older name: sets FMA_d1 and FMA_d2 at once", None, minimum=1, maximum=2**20
+    )
+    dataflow: str = option(
+        "which operand stays in the unit: weights, activations, outputs, the best, none",
+        "best",
+        choices=("best", "wst", "ast", "ost", "none"),
+    )
+    util: float = option("achieved fraction of the peak FLOP rate", 1.0, above=0, maximum=1)
+    special_functions_per_cycle: float | None = option(
+        "exponentials per cycle and bundle; they bound attention (default: no bound)",
+        None,
+        above=0,
+        maximum=2**20,
+    )
+    attention_util: float | None = option(
+        "achieved fraction of the peak in the matrix products of attention (default: util)",
+        None,
+        above=0,
+        maximum=1,
+    )
+
+
+@dataclass(frozen=True)
+class DramTechnology:
+    """Off-chip memory in stacks."""
+
+    dynamic_energy_per_bit: float | None = option(
+        "energy per bit moved", None, unit="J/bit", minimum=0, plausible=(0, 1e-6)
+    )
+    static_power_per_bit: float = option("leakage per bit stored", 0.0, unit="W/bit", minimum=0)
+    area_per_bit: float | None = option("cell area (not used)", None, unit="mm2/bit", minimum=0)
+    stack_capacity: float | None = option(
+        "capacity of a stack", None, unit="bytes", above=0, plausible=(2**20, 2**50)
+    )
+    area_per_stack: float | None = option("footprint of a stack", None, unit="mm2", above=0)
+    latency: float = option("access latency", 100e-9, unit="s", minimum=0, plausible=(0, 1e-3))
+    mem_ctrl_area: float | None = option(
+        "controller area on the chip per stack", None, unit="mm2", above=0
+    )
+    nominal_frequency: float | None = option(
+        "rate of a data link at nominal voltage", None, unit="bit/s", above=0, plausible=(1e6, 1e12)
+    )
+    operating_frequency: float | None = option(
+        "rate of a data link, whatever the power budget allows",
+        None,
+        unit="bit/s",
+        above=0,
+        plausible=(1e6, 1e12),
+    )
+    nominal_voltage: float | None = option("nominal supply", None, unit="V", above=0, maximum=20)
+    threshold_voltage: float | None = option("threshold", None, unit="V", minimum=0, maximum=20)
+    margin_voltage: float | None = option(
+        "least supply above the threshold", None, unit="V", minimum=0, maximum=20
+    )
+    max_voltage: float | None = option("highest supply", None, unit="V", above=0, maximum=20)
+    num_links_per_mm: float | None = option("data links per mm of chip edge", None, above=0)
+    num_links_per_stack: int | None = option("data links of a stack", None, minimum=1)
+    util: float = option("achieved fraction of the bandwidth", 1.0, above=0, maximum=1)
+    size: float | None = option(
+        "capacity of the device (default: all stacks)",
+        None,
+        unit="bytes",
+        above=0,
+        plausible=(2**20, 2**60),
+    )
+    bandwidth: float | None = option(
+        "bandwidth of the device (default: links times rate)",
+        None,
+        unit="bytes/s",
+        above=0,
+        plausible=(1e8, 1e17),
+    )
+    num_stacks: int | None = option("stacks (default: what fits)", None, minimum=1, maximum=2**16)
+
+
+@dataclass(frozen=True)
+class SramTechnology:
+    """One on-chip memory level: registers, shared memory or last-level cache."""
+
+    dynamic_energy_per_bit: float | None = option(
+        "energy per bit moved", None, unit="J/bit", minimum=0, plausible=(0, 1e-6)
+    )
+    static_power_per_bit: float = option("leakage per bit stored", 0.0, unit="W/bit", minimum=0)
+    area_per_bit: float | None = option("cell area", None, unit="mm2/bit", above=0)
+    bank_capacity: float | None = option(
+        "capacity of a bank", None, unit="bytes", above=0, plausible=(64, 2**40)
+    )
+    controller_area_per_link: float = option(
+        "controller area per bank and bundle", 0.0, unit="mm2", minimum=0
+    )
+    controller_power_per_link: float = option(
+        "accepted from old files and unused", 0.0, unit="W", minimum=0
+    )
+    latency: float = option("access latency", 0.0, unit="s", minimum=0, plausible=(0, 1e-3))
+    overhead: float = option("fraction of the area that is circuitry", 0.0, minimum=0, maximum=1)
+    util: float = option("achieved fraction of the bandwidth", 1.0, above=0, maximum=1)
+    size: float | None = option(
+        "capacity over the whole device (default: banks that fit)",
+        None,
+        unit="bytes",
+        above=0,
+        plausible=(2**10, 2**50),
+    )
+    bandwidth: float | None = option(
+        "bandwidth over the whole device (default: what the power budget feeds)",
+        None,
+        unit="bytes/s",
+        above=0,
+        plausible=(1e8, 1e19),
+    )
+
+
+@dataclass(frozen=True)
+class LinkTechnology:
+    """A device's links to others, within a node or between nodes."""
+
+    latency: float = option("latency of a message", unit="s", minimum=0, plausible=(0, 1e-1))
+    bandwidth: float | None = option(
+        "bandwidth of a device into this network, each direction"
+        " (default: links that area, edge and power allow)",
+        None,
+        unit="bytes/s",
+        minimum=0,
+        plausible=(1e6, 1e16),
+    )
+    nominal_frequency: float | None = option(
+        "rate of a link at nominal voltage", None, unit="bit/s", above=0, plausible=(1e6, 1e13)
+    )
+    nominal_voltage: float | None = option("nominal supply", None, unit="V", above=0, maximum=20)
+    nominal_energy_per_link: float | None = option(
+        "energy per bit", None, unit="J/bit", minimum=0, plausible=(0, 1e-6)
+    )
+    nominal_area_per_link: float | None = option(
+        "area of a link's circuit", None, unit="mm2", above=0
+    )
+    threshold_voltage: float | None = option("threshold", None, unit="V", minimum=0, maximum=20)
+    margin_voltage: float | None = option(
+        "least supply above the threshold", None, unit="V", minimum=0, maximum=20
+    )
+    num_links_per_mm: float | None = option("links per mm of chip edge", None, above=0)
+    util: float = option("achieved fraction of the bandwidth", 1.0, above=0, maximum=1)
+
+
+@dataclass(frozen=True)
+class NetworkTechnology:
+    intra_node: LinkTechnology = option("links within a node")
+    inter_node: LinkTechnology = option("links between nodes")
+
+
+@dataclass(frozen=True)
+class TechnologyParameters:
+    core: CoreTechnology = option("compute")
+    DRAM: DramTechnology = option("off-chip memory")
+    SRAM_L2: SramTechnology = option("last-level cache", key="SRAM-L2")
+    SRAM_L1: SramTechnology = option("shared memory", key="SRAM-L1")
+    SRAM_R: SramTechnology = option("registers", key="SRAM-R")
+    network: NetworkTechnology = option("links to other devices")
+
+
+@dataclass(frozen=True)
+class NetworkBudget:
+    intra_node: float = option("links within a node", 0.0, minimum=0)
+    inter_node: float = option("links between nodes", 0.0, minimum=0)
+
+
+@dataclass(frozen=True)
+class AreaBudget:
+    """Areas on the chip and on the package, in mm2."""
+
+    proc_chip_area_budget: float = option("the chip", unit="mm2", above=0, plausible=(1e-2, 1e6))
+    device_area_budget: float = option(
+        "chip and memory stacks together", unit="mm2", above=0, plausible=(1e-2, 1e7)
+    )
+    core: float = option("compute", 0.0, unit="mm2", minimum=0)
+    DRAM: float = option("memory controllers", 0.0, unit="mm2", minimum=0)
+    L2: float = option("last-level cache", 0.0, unit="mm2", minimum=0)
+    L1: float = option("shared memory", 0.0, unit="mm2", minimum=0)
+    reg_mem: float = option("registers", 0.0, unit="mm2", minimum=0)
+    network: NetworkBudget = option("link circuits, in mm2", NetworkBudget())
+
+
+@dataclass(frozen=True)
+class PowerBudget:
+    """Power of each part, in W."""
+
+    TDP: float | None = option(
+        "the whole device; checked against the sum of the parts", None, unit="W", above=0
+    )
+    core: float = option("compute", 0.0, unit="W", minimum=0)
+    DRAM: float = option("off-chip memory", 0.0, unit="W", minimum=0)
+    L2: float = option("last-level cache", 0.0, unit="W", minimum=0)
+    L1: float = option("shared memory", 0.0, unit="W", minimum=0)
+    reg_mem: float = option("registers", 0.0, unit="W", minimum=0)
+    network: NetworkBudget = option("links, in W", NetworkBudget())
+
+
+@dataclass(frozen=True)
+class PerimeterBudget:
+    """Fractions of the chip's edge."""
+
+    DRAM: float = option("memory links", 0.0, minimum=0, maximum=1)
+    intra_node: float = option("links within a node", 0.0, minimum=0, maximum=1)
+    inter_node: float = option("links between nodes", 0.0, minimum=0, maximum=1)
+
+
+@dataclass(frozen=True)
+class SystemHierarchy:
+    num_devices_per_node: int = option("devices in a node", 1, minimum=1, maximum=2**24)
+    num_nodes: int = option("nodes", 1, minimum=1, maximum=2**24)
+    inter_derate: float = option("divisor of the bandwidth between nodes", 1.0, minimum=0)
+    intra_derate: float = option(
+        "divisor of the bandwidth within a node; zero means there is no such network",
+        1.0,
+        minimum=0,
+    )
+    kp1_inter: bool | None = option(
+        "first kernel (tensor) dimension uses the network between nodes"
+        " (default: follows from the rank order)",
+        None,
+    )
+    kp2_inter: bool | None = option("second kernel dimension, likewise", None)
+    dp_inter: bool | None = option("data dimension, likewise", None)
+    lp_inter: bool | None = option("pipeline dimension, likewise", None)
+
+
+@dataclass(frozen=True)
+class NetworkTopology:
+    inter_node: str = option("topology between nodes", "ring")
+    intra_node: str = option("topology within a node", "ring")
+
+
+@dataclass(frozen=True)
+class MemoryLevelPlace:
+    type: str = option("memory", choices=("SRAM-R", "SRAM-L1", "SRAM-L2", "DRAM"))
+    scope: str = option(
+        "who shares it: one unit, one bundle, the device", choices=("mcu", "mcu-bundle", "global")
+    )
+
+
+@dataclass(frozen=True)
+class MemoryHierarchy:
+    l0: MemoryLevelPlace = option("nearest level", MemoryLevelPlace("SRAM-R", "mcu"))
+    l1: MemoryLevelPlace = option("second level", MemoryLevelPlace("SRAM-L1", "mcu-bundle"))
+    l2: MemoryLevelPlace = option("third level", MemoryLevelPlace("SRAM-L2", "global"))
+    l3: MemoryLevelPlace = option("farthest level", MemoryLevelPlace("DRAM", "global"))
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """How the work is spread over devices (``scheduling_param``, or ``parallelism``)."""
+
+    tensor: int | None = option(
+        "tensor parallel degree (default: kp1 * kp2)", None, minimum=1, maximum=2**24
+    )
+    pipeline: int = option("pipeline stages", 1, minimum=1, maximum=2**24, aliases=("lp",))
+    data: int | str = option(
+        "data parallel degree; auto takes the devices that are left",
+        "auto",
+        minimum=1,
+        maximum=2**24,
+        choices=("auto",),
+        aliases=("dp",),
+    )
+    num_microbatches: int | None = option(
+        "microbatches per step and pipeline (default: from micro_batch_size)",
+        None,
+        minimum=1,
+        maximum=2**24,
+        aliases=("mb",),
+    )
+    micro_batch_size: int | None = option(
+        "sequences per microbatch (default: from num_microbatches, or 1)",
+        None,
+        minimum=1,
+        maximum=2**24,
+    )
+    schedule: str = option("order of microbatches in a pipeline", "1f1b", choices=("1f1b", "gpipe"))
+    stage_balance: str = option(
+        "layers to stages: equal numbers, or equal FLOPs with the head counted in",
+        "layers",
+        choices=("layers", "flops"),
+    )
+    sequence_parallel: bool = option(
+        "shard norms and residuals over the tensor group along the sequence", True
+    )
+    zero: int = option(
+        "sharding over the data group: 0 none, 1 optimizer states", 0, choices=(0, 1)
+    )
+    recompute: str = option(
+        "activations computed again in the backward pass", "none", choices=("none", "full")
+    )
+    overlap_gradient_reduction: bool = option(
+        "reduce gradients while the last backward pass still runs", True
+    )
+    gradient_bytes: int = option(
+        "bytes of an accumulated gradient element", 4, unit="bytes", choices=(2, 4)
+    )
+    auto: bool | str = option("accepted from old files; only false", False, choices=(False,))
+    t: str | None = option(
+        "kernel parallelism of old files: column-row or row-column", None, choices=("CR", "RC")
+    )
+    kp1: int | None = option("first kernel parallel degree", None, minimum=1, maximum=2**24)
+    kp2: int | None = option("second kernel parallel degree", None, minimum=1, maximum=2**24)
+    kp_hidden_dim1: int = option("kp1 of hidden layers", 1, minimum=1)
+    kp_hidden_dim2: int = option("kp2 of hidden layers", 1, minimum=1)
+    kp_softmax_dim1: int = option("kp1 of the softmax layer", 1, minimum=1)
+    kp_softmax_dim2: int = option("kp2 of the softmax layer", 1, minimum=1)
+    kp_embedding_dim1: int = option("kp1 of the embedding layer", 1, minimum=1)
+    kp_embedding_dim2: int = option("kp2 of the embedding layer", 1, minimum=1)
+    kp_projection_dim1: int = option("kp1 of the projection layer", 1, minimum=1)
+    kp_projection_dim2: int = option("kp2 of the projection layer", 1, minimum=1)
+    kp_hidden_type: int = option("-1 none, 1 CR, 2 RC", -1, choices=(-1, 1, 2))
+    kp_softmax_type: int = option("-1 none, 1 CR, 2 RC", -1, choices=(-1, 1, 2))
+    kp_embedding_type: int = option("-1 none, 1 CR, 2 RC", -1, choices=(-1, 1, 2))
+    kp_projection_type: int = option("-1 none, 1 CR, 2 RC", -1, choices=(-1, 1, 2))
+
+
+@dataclass(frozen=True)
+class CollectiveAlgorithms:
+    all_gather: str = option(
+        "algorithm",
+        "auto",
+        choices=("auto", "ring", "direct", "halvingDoubling", "doubleBinaryTree"),
+    )
+    all_reduce: str = option(
+        "algorithm",
+        "auto",
+        choices=("auto", "ring", "direct", "halvingDoubling", "doubleBinaryTree"),
+    )
+    reduce_scatter: str = option(
+        "algorithm",
+        "auto",
+        choices=("auto", "ring", "direct", "halvingDoubling", "doubleBinaryTree"),
+    )
+    all_to_all: str = option(
+        "algorithm",
+        "auto",
+        choices=("auto", "ring", "direct", "halvingDoubling", "doubleBinaryTree"),
+    )
+
+
+@dataclass(frozen=True)
+class AstraBackend:
+    backend: str = option("accepted from old files and unused", "astra")
+    mode: str = option(
+        "how much is simulated",
+        "hybrid",
+        choices=(
+            "hybrid",
+            "hybrid_congestion",
+            "full_astrasim",
+            "full_astrasim_hierarchical",
+            "full_astrasim_flattened",
+        ),
+    )
+    collectives: CollectiveAlgorithms = option("algorithms", CollectiveAlgorithms())
+
+
+@dataclass(frozen=True)
+class ExecutionBackend:
+    model: str = option("what times the network", "analytical", choices=("analytical", "astra"))
+    astra: AstraBackend = option("the astra backend", AstraBackend())
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """A hardware file after loading. ``file`` is where it came from ("" if built in code)."""
+
+    sw_param: SoftwareParameters = option("software")
+    tech_param: TechnologyParameters = option("technology")
+    area_breakdown: AreaBudget = option("area budget")
+    power_breakdown: PowerBudget = option("power budget")
+    perimeter_breakdown: PerimeterBudget = option("edge budget", PerimeterBudget())
+    system_hierarchy: SystemHierarchy = option("devices and nodes", SystemHierarchy())
+    network_topology: NetworkTopology = option("topologies", NetworkTopology())
+    memory_hierarchy: MemoryHierarchy = option("memory levels, nearest first", MemoryHierarchy())
+    scheduling_param: Parallelism = option("parallelism", Parallelism(), aliases=("parallelism",))
+    execution_backend: ExecutionBackend = option(
+        "backend", ExecutionBackend(), aliases=("backend",)
+    )
+    name: str = option("name shown in results (default: the file's name)", "")
+    aliases: tuple[str, ...] = option("other names that measured tables use", ())
+    file: str = ""

@@ -1,0 +1,122 @@
+"""What is computed: the keys of a model file (``model_param``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepflow.config.option import option
+
+
+@dataclass(frozen=True)
+class GemmModel:
+    """One matrix multiplication ``C[M,N] = A[M,K] B[K,N]``."""
+
+    M: int = option("rows of A and C", minimum=1, maximum=2**40)
+    K: int = option("columns of A, rows of B", minimum=1, maximum=2**40)
+    N: int = option("columns of B and C", minimum=1, maximum=2**40)
+    backward: bool = option("also the two gradient multiplications", False)
+    mode: str = option("kind of model", "GEMM", choices=("GEMM",))
+    name: str = option("name shown in results (default: the file's name)", "")
+
+
+@dataclass(frozen=True)
+class LstmModel:
+    """A stack of recurrent layers between an embedding and a softmax."""
+
+    batch_size: int = option(
+        "sequences per training step", minimum=1, maximum=2**40, aliases=("global_batch_size",)
+    )
+    vocab_size: int = option("vocabulary", minimum=1, maximum=2**31)
+    num_layers: int = option("hidden layers", minimum=1, maximum=100_000)
+    layer_size: int = option("units per hidden layer", minimum=1, maximum=2**31)
+    projection: int = option("units of the projection layer", minimum=0, maximum=2**31)
+    seq_len: int = option("time steps", minimum=1, maximum=2**31)
+    num_gates: int = option("gates per cell", 4, minimum=1, maximum=64)
+    num_non_linear: int = option("non-linear functions per cell", 5, minimum=0, maximum=64)
+    num_add: int = option("element-wise additions per cell", 8, minimum=0, maximum=64)
+    data_scale: float = option("factor on the data set", 100, minimum=0)
+    mode: str = option("kind of model", "LSTM", choices=("LSTM",))
+    name: str = option("name shown in results (default: the file's name)", "")
+
+
+@dataclass(frozen=True)
+class LlmModel:
+    """A decoder-only transformer and the batch it is trained on."""
+
+    global_batch_size: int = option(
+        "sequences per optimizer step, over all devices",
+        minimum=1,
+        maximum=2**31,
+        aliases=("batch_size",),
+    )
+    seq_len: int = option("tokens per sequence", minimum=1, maximum=2**31)
+    hidden_dim: int = option("width of the residual stream", minimum=1, maximum=2**24)
+    num_heads: int = option("query heads", minimum=1, maximum=2**16)
+    vocab_size: int = option("vocabulary", minimum=1, maximum=2**31)
+    num_layers: int = option("transformer layers", minimum=1, maximum=100_000)
+    ffn_dim: int | None = option("width of the feed-forward layer", None, minimum=1, maximum=2**26)
+    ffn_mult: float | None = option(
+        "feed-forward width as a multiple of hidden_dim; wins over ffn_dim",
+        None,
+        above=0,
+        maximum=1000,
+    )
+    num_kv_heads: int | None = option(
+        "key/value heads (default: num_heads)", None, minimum=1, maximum=2**16
+    )
+    head_dim: int | None = option(
+        "width of a head (default: hidden_dim / num_heads)", None, minimum=1, maximum=2**16
+    )
+    activation: str = option(
+        "feed-forward activation; swiglu has a gate matrix besides up and down",
+        "gelu",
+        choices=("gelu", "relu", "swiglu"),
+    )
+    normalization: str = option(
+        "normalisation layer", "layernorm", choices=("layernorm", "rmsnorm")
+    )
+    position_embedding: str = option(
+        "learned adds seq_len * hidden_dim parameters, rotary rotates queries and keys",
+        "none",
+        choices=("none", "learned", "rotary"),
+    )
+    tie_embeddings: bool = option("input and output embedding share one matrix", False)
+    max_position: int | None = option(
+        "rows of a learned position embedding (default: seq_len)", None, minimum=1, maximum=2**31
+    )
+    n_tokens: float | None = option(
+        "tokens of the whole training run, for the time to train", None, minimum=0
+    )
+    communication_time: float = option(
+        "accepted from old files and unused: communication is modelled",
+        0.0,
+        unit="s",
+        minimum=0,
+    )
+    N_PP: int = option("accepted from old files and unused: see parallelism.pipeline", 1, minimum=1)
+    mode: str = option("kind of model", "LLM", choices=("LLM",))
+    name: str = option("name shown in results (default: the file's name)", "")
+
+    @property
+    def feed_forward_dim(self) -> int:
+        """Width of the feed-forward layer after ``ffn_mult`` and the 4x default."""
+        if self.ffn_mult is not None:
+            return round(self.ffn_mult * self.hidden_dim)
+        return self.ffn_dim if self.ffn_dim is not None else 4 * self.hidden_dim
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads if self.num_kv_heads is not None else self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim if self.head_dim is not None else self.hidden_dim // self.num_heads
+
+
+ModelConfig = GemmModel | LstmModel | LlmModel
+
+MODEL_MODES: dict[str, type[GemmModel] | type[LstmModel] | type[LlmModel]] = {
+    "GEMM": GemmModel,
+    "LSTM": LstmModel,
+    "LLM": LlmModel,
+}

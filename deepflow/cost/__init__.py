@@ -1,0 +1,1 @@
+"""Costs of operators on one device: time, FLOPs, bytes."""

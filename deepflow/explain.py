@@ -1,0 +1,208 @@
+"""Why a point takes as long as it does, in words and numbers for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from deepflow.config.model import GemmModel, LlmModel, ModelConfig
+from deepflow.cost.gemm import gemm_cost
+from deepflow.cost.operators import OperatorCost
+from deepflow.hardware import Hardware
+from deepflow.mapping.parallelism import Group
+from deepflow.predict import Prediction, predict, time_by_class
+from deepflow.schedule.training import TrainingRun, run_training
+from deepflow.workload.operators import Attention, Collective, Elementwise, Gemm, Operator
+
+_CLASS_NAMES = {
+    "time_gemm_s": "matrix multiplication",
+    "time_attention_s": "attention",
+    "time_elementwise_s": "element-wise kernels",
+    "time_tensor_communication_s": "tensor parallel communication",
+    "time_data_communication_s": "data parallel communication (exposed)",
+    "time_pipeline_bubble_s": "pipeline bubble",
+    "time_optimizer_s": "optimizer",
+    "time_launch_s": "kernel launches",
+}
+
+
+def explain(hardware: Hardware, model: ModelConfig) -> str:
+    """Text for one point: where the time goes and what bounds each operator.
+
+    Raises:
+        InfeasiblePoint, ConfigError, DeepFlowError: as ``predict``.
+    """
+    prediction = predict(hardware, model)
+    lines = [f"{model.name} on {hardware.config.name}", ""]
+    lines += _machine(hardware)
+    if isinstance(model, GemmModel):
+        lines += _gemm(hardware, model, prediction)
+    elif isinstance(model, LlmModel):
+        lines += _training(hardware, model, prediction)
+    return "\n".join(lines) + "\n"
+
+
+def _machine(hardware: Hardware) -> list[str]:
+    core = hardware.accelerator.core
+    lines = [
+        f"device: peak {_si(core.peak_flops)}FLOP/s, usable {_si(core.usable_flops)}FLOP/s",
+    ]
+    for level in hardware.accelerator.memory:
+        ridge = core.usable_flops / level.bandwidth if level.bandwidth else float("inf")
+        lines.append(
+            f"  {level.name:8} {_binary(level.size):>10}  {_si(level.bandwidth):>8}B/s"
+            f"   compute-bound above {ridge:.1f} FLOP/byte"
+        )
+    return [*lines, ""]
+
+
+def _gemm(hardware: Hardware, model: GemmModel, prediction: Prediction) -> list[str]:
+    precision = hardware.config.sw_param.precision
+    found = gemm_cost(hardware.accelerator, model.M, model.K, model.N, precision)
+    assert prediction.time_s is not None
+    lines = [
+        f"time {_seconds(prediction.time_s)}"
+        f" ({_percent(prediction.model_flops_utilization)} of peak),"
+        f" of which launches {_seconds(prediction.time_launch_s or 0.0)}",
+        f"forward multiplication M={model.M} K={model.K} N={model.N}: bound by {found.bound}",
+        f"  tile in L2 {_shape(found.l2_tile)}, tile in L1 {_shape(found.l1_tile)},"
+        f" loop order {found.order}",
+        "",
+        "level      bytes       FLOP/byte   time",
+    ]
+    for level, moved, taken in zip(
+        hardware.accelerator.memory, found.bytes_by_level, found.level_times, strict=True
+    ):
+        lines.append(
+            f"{level.name:8} {_si(moved):>9}B {found.flops / moved:>11.1f}   {_seconds(taken)}"
+        )
+    return lines
+
+
+def _training(hardware: Hardware, model: LlmModel, prediction: Prediction) -> list[str]:
+    run = run_training(hardware, model)
+    mapping, stage = run.mapping, run.stages[run.bottleneck]
+    lines = [
+        f"step {_seconds(run.time)}, {_si(prediction.tokens_per_second or 0.0)}tokens/s,"
+        f" MFU {_percent(prediction.model_flops_utilization)}, status {prediction.status}"
+        + (f": {prediction.reason}" if prediction.reason else ""),
+        f"{mapping.num_devices} devices: tensor {mapping.tensor}, pipeline {mapping.pipeline},"
+        f" data {mapping.data}; {mapping.num_microbatches} microbatches of"
+        f" {mapping.micro_batch_size} sequences, {mapping.schedule}, ZeRO {mapping.zero},"
+        f" recompute {mapping.recompute}",
+        "",
+        f"Where the step goes (stage {run.bottleneck} of {mapping.pipeline}, the busiest)",
+    ]
+    for name, taken in sorted(time_by_class(run, stage).items(), key=lambda item: -item[1]):
+        lines.append(
+            f"  {_CLASS_NAMES[name]:40} {_seconds(taken):>10}  {_percent(taken / run.time):>6}"
+        )
+    lines += ["", "Groups (rank order: tensor innermost, then data, then pipeline)"]
+    lines += [
+        _group_line(group)
+        for group in (mapping.tensor_group, mapping.data_group, mapping.pipeline_hop)
+        if group.size > 1
+    ]
+    lines += _segments(run, stage_index=run.bottleneck)
+    lines += ["", "Memory of the fullest device"]
+    memory = max((part.memory for part in run.stages), key=lambda use: use.total)
+    for part in ("weights", "gradients", "optimizer", "activations", "logits", "buffers"):
+        lines.append(f"  {part:12} {_binary(getattr(memory, part)):>10}")
+    lines.append(f"  {'reserved':12} {_binary(memory.reserved):>10}")
+    capacity = hardware.accelerator.memory[-1].size
+    lines.append(f"  {'sum':12} {_binary(memory.total):>10} of {_binary(capacity)}")
+    return lines
+
+
+def _segments(run: TrainingRun, stage_index: int) -> list[str]:
+    mapping = run.mapping
+    lines: list[str] = []
+    header = f"  {'operator':44} {'shape':28} {'each':>10} {'of step':>8} {'rate':>13}  bound by"
+    for name, costs in run.segments.items():
+        count = {
+            "embedding": stage_index == 0,
+            "layer": mapping.stage_layers[stage_index],
+            "head": stage_index == mapping.pipeline - 1,
+        }[name]
+        if not count:
+            continue
+        times = f"{int(count)} times " if name == "layer" else ""
+        lines += [
+            "",
+            f"{name}: {times}per microbatch, {mapping.num_microbatches} microbatches",
+            header,
+        ]
+        runs = int(count) * mapping.num_microbatches
+        lines += _operators((*costs.forward, *costs.backward), runs / run.time)
+        lines += _operators(costs.gradient, int(count) / run.time)
+    lines += ["", "update: once per step", header]
+    return lines + _operators(run.update_operators, 1 / run.time)
+
+
+def _operators(costs: Iterable[OperatorCost], runs_per_second: float) -> list[str]:
+    lines = []
+    for item in costs:
+        cost, operator = item.cost, item.operator
+        if cost.time <= 0:
+            continue
+        if isinstance(operator, Collective):
+            rate = f"{_si(operator.message_bytes / cost.time)}B/s"
+        elif isinstance(operator, Elementwise):
+            rate = f"{_si(operator.bytes_moved / cost.time)}B/s"
+        else:
+            rate = f"{_si(operator.flops / cost.time)}FLOP/s"
+        lines.append(
+            f"  {operator.name:44} {_describe(operator):28} {_seconds(cost.time):>10}"
+            f" {_percent(cost.time * runs_per_second):>8} {rate:>13}  {item.bound}"
+        )
+    return lines
+
+
+def _describe(operator: Operator) -> str:
+    match operator:
+        case Gemm():
+            return _shape((operator.m, operator.k, operator.n))
+        case Attention():
+            heads = f"{operator.heads}/{operator.kv_heads} heads"
+            return f"{operator.batch} x {operator.seq_len}, {heads} of {operator.head_dim}"
+        case Elementwise():
+            return f"{_si(operator.bytes_moved)}B in {operator.kernels} kernels"
+        case Collective():
+            return f"{operator.kind} {_si(operator.message_bytes)}B"
+
+
+def _group_line(group: Group) -> str:
+    parts = []
+    if group.intra_size > 1:
+        parts.append(f"{group.intra_size} within a node at {_si(group.intra_bandwidth)}B/s")
+    if group.inter_size > 1:
+        parts.append(f"{group.inter_size} nodes at {_si(group.inter_bandwidth)}B/s")
+    return f"  {group.name:9} {group.size:5} ranks: {', '.join(parts)}"
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in sizes)
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _seconds(value: float) -> str:
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if value >= scale:
+            return f"{value / scale:.4g} {unit}"
+    return f"{value * 1e9:.4g} ns"
+
+
+def _si(value: float) -> str:
+    for scale, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.4g} {prefix}"
+    return f"{value:.4g} "
+
+
+def _binary(value: float) -> str:
+    for scale, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if value >= scale:
+            return f"{value / scale:.4g} {unit}"
+    return f"{value:.4g} B"

@@ -1,0 +1,137 @@
+"""One device as the cost model sees it: a core, four memory levels, two links.
+
+Everything here is derived by ``derive.py``; a quantity that a file does not determine is None.
+"Tile" means the share of a memory level that belongs to one of its owners: a matrix unit, a
+bundle of units or the whole device, as ``scope`` says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from deepflow.config.hardware import HardwareConfig
+from deepflow.errors import InfeasiblePoint
+
+
+@dataclass(frozen=True)
+class Core:
+    """Compute of one device: ``num_bundles`` bundles (SMs), ``num_mcu`` matrix units in all.
+
+    ``peak_flops`` is the rate of multiplications and additions with every unit busy,
+    ``usable_flops`` what matrix multiplications achieve of it, ``attention_flops`` what fused
+    attention kernels do, all in FLOP/s. A unit multiplies ``matrix_rows`` x ``matrix_depth``
+    by ``matrix_depth`` x ``matrix_rows`` in one step.
+    """
+
+    num_mcu: int
+    num_bundles: int
+    area_scaling: float
+    nominal_power: float | None  # W, of all units
+    operating_voltage: float | None  # V
+    operating_frequency: float  # Hz
+    peak_flops: float  # FLOP/s
+    usable_flops: float  # FLOP/s
+    attention_flops: float  # FLOP/s
+    energy_per_flop: float | None  # J/FLOP
+    matrix_rows: int
+    matrix_depth: int
+    dataflow: str
+
+
+@dataclass(frozen=True)
+class MemoryLevel:
+    """One level; sizes in bytes, bandwidths in bytes/s over the whole device."""
+
+    name: str
+    scope: str
+    size: float
+    size_per_tile: float
+    peak_bandwidth: float
+    bandwidth: float  # the usable part of peak_bandwidth
+    latency: float  # s
+    dynamic_energy_per_bit: float | None  # J/bit
+    static_power: float  # W
+    num_banks: int | None = None
+    num_stacks: int | None = None
+    num_links: int | None = None
+    operating_voltage: float | None = None  # V
+    operating_frequency: float | None = None  # bit/s of one data link
+
+
+@dataclass(frozen=True)
+class Link:
+    """A device's connection to others, before ``system_hierarchy`` derates it.
+
+    ``bandwidth`` is what one device can use in each direction, bytes/s.
+    """
+
+    bandwidth: float
+    latency: float  # s
+    num_links: int | None
+    operating_voltage: float | None  # V
+    operating_frequency: float | None  # bit/s of one link
+    energy_per_bit: float | None  # J/bit
+
+
+class RooflineLimits(NamedTuple):
+    """What bounds a kernel, flat and quick to hash; memory levels nearest first."""
+
+    usable_flops: float  # FLOP/s
+    bandwidths: tuple[float, float, float, float]  # bytes/s
+    latencies: tuple[float, float, float, float]  # s
+    l1_bytes_per_tile: float
+    l2_bytes_per_tile: float
+    matrix_rows: int
+    matrix_depth: int
+    dataflow: str
+    level_names: tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """``memory`` holds l0 (nearest the units) to l3 (device memory)."""
+
+    core: Core
+    memory: tuple[MemoryLevel, MemoryLevel, MemoryLevel, MemoryLevel]
+    intra_node: Link
+    inter_node: Link
+
+    @cached_property
+    def roofline_limits(self) -> RooflineLimits:
+        """What bounds a kernel on this device.
+
+        Raises:
+            InfeasiblePoint: the core or a level has no throughput, so nothing can ever finish.
+        """
+        if self.core.usable_flops <= 0:
+            raise InfeasiblePoint(
+                "the core has no throughput; see power_breakdown.core and area_breakdown.core"
+            )
+        for level in self.memory:
+            if level.bandwidth <= 0:
+                raise InfeasiblePoint(
+                    f"memory level {level.name} has no bandwidth; see its tech_param section and"
+                    " its shares of area_breakdown, power_breakdown and perimeter_breakdown"
+                )
+        l0, l1, l2, l3 = self.memory
+        return RooflineLimits(
+            self.core.usable_flops,
+            (l0.bandwidth, l1.bandwidth, l2.bandwidth, l3.bandwidth),
+            (l0.latency, l1.latency, l2.latency, l3.latency),
+            l1.size_per_tile,
+            l2.size_per_tile,
+            self.core.matrix_rows,
+            self.core.matrix_depth,
+            self.core.dataflow,
+            (l0.name, l1.name, l2.name, l3.name),
+        )
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A hardware file and the device derived from it."""
+
+    config: HardwareConfig
+    accelerator: Accelerator

@@ -1,0 +1,1 @@
+"""Who computes what: degrees, placement on the machine, sharded blocks."""

@@ -1,0 +1,233 @@
+"""Parallel degrees, batches and groups of one training run, checked and complete.
+
+Rank order: tensor innermost, then data, then pipeline (Megatron-LM, arXiv 2104.04473, 3), so
+that the chattiest dimension stays inside a node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepflow.config.hardware import Parallelism, SystemHierarchy
+from deepflow.config.model import LlmModel
+from deepflow.errors import InfeasiblePoint
+from deepflow.hardware import Hardware
+from deepflow.workload.transformer import multiply_accumulates_per_token
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Ranks that communicate with each other, and the links between them.
+
+    ``size`` ranks: ``intra_size`` of them within each of ``inter_size`` nodes. Bandwidths are
+    bytes/s of one rank in each direction, latencies seconds per message.
+    """
+
+    name: str
+    size: int
+    intra_size: int
+    inter_size: int
+    intra_bandwidth: float
+    intra_latency: float
+    inter_bandwidth: float
+    inter_latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingMapping:
+    """A transformer's training step laid out on a machine.
+
+    ``stage_layers[s]`` layers run on stage ``s``; the first stage also holds the embedding,
+    the last one the head. ``stage_hop[s]`` is the pair of ranks between stage s and s+1.
+    """
+
+    tensor: int
+    pipeline: int
+    data: int
+    num_microbatches: int
+    micro_batch_size: int
+    schedule: str
+    sequence_parallel: bool
+    zero: int
+    recompute: str
+    overlap_gradient_reduction: bool
+    gradient_bytes: int
+    stage_layers: tuple[int, ...]
+    tensor_group: Group
+    data_group: Group
+    pipeline_hop: Group
+
+    @property
+    def num_devices(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+
+def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
+    """Completes and checks degrees and batch sizes.
+
+    Raises:
+        InfeasiblePoint: the degrees do not multiply to the devices, something does not divide,
+            or a group has no network.
+    """
+    system = hardware.config.system_hierarchy
+    asked = hardware.config.scheduling_param
+    tensor = tensor_degree(asked)
+    pipeline = asked.pipeline
+    devices = system.num_devices_per_node * system.num_nodes
+    data = _data_degree(asked, tensor, pipeline, devices, system)
+    _check_divides("model.num_heads", model.num_heads, "parallelism.tensor", tensor)
+    _check_divides("the feed-forward width", model.feed_forward_dim, "parallelism.tensor", tensor)
+    if model.kv_heads % tensor and tensor % model.kv_heads:
+        raise InfeasiblePoint(
+            f"parallelism.tensor {tensor} neither divides nor is a multiple of the"
+            f" {model.kv_heads} key/value heads"
+        )
+    if pipeline > model.num_layers:
+        raise InfeasiblePoint(
+            f"parallelism.pipeline {pipeline} is more than model.num_layers {model.num_layers}"
+        )
+    micro_batch_size, num_microbatches = _microbatches(asked, model.global_batch_size, data)
+    return TrainingMapping(
+        tensor=tensor,
+        pipeline=pipeline,
+        data=data,
+        num_microbatches=num_microbatches,
+        micro_batch_size=micro_batch_size,
+        schedule=asked.schedule,
+        sequence_parallel=asked.sequence_parallel and tensor > 1,
+        zero=asked.zero,
+        recompute=asked.recompute,
+        overlap_gradient_reduction=asked.overlap_gradient_reduction,
+        gradient_bytes=asked.gradient_bytes,
+        stage_layers=_stage_layers(model, pipeline, asked.stage_balance),
+        tensor_group=_group(hardware, "tensor", tensor, 1, _either(system)),
+        data_group=_group(hardware, "data", data, tensor, system.dp_inter),
+        pipeline_hop=_group(hardware, "pipeline", min(pipeline, 2), tensor * data, system.lp_inter),
+    )
+
+
+def tensor_degree(asked: Parallelism) -> int:
+    """The tensor parallel degree; files of the original say it as kp1 and kp2."""
+    if asked.tensor is not None:
+        return asked.tensor
+    return (asked.kp1 or 1) * (asked.kp2 or 1)
+
+
+def _either(system: SystemHierarchy) -> bool | None:
+    if system.kp1_inter is None and system.kp2_inter is None:
+        return None
+    return bool(system.kp1_inter) or bool(system.kp2_inter)
+
+
+def _data_degree(
+    asked: Parallelism, tensor: int, pipeline: int, devices: int, system: SystemHierarchy
+) -> int:
+    machine = (
+        f"{devices} devices ({system.num_nodes} nodes of {system.num_devices_per_node};"
+        " system_hierarchy.num_nodes, num_devices_per_node)"
+    )
+    if asked.data == "auto":
+        if devices % (tensor * pipeline):
+            raise InfeasiblePoint(
+                f"parallelism.tensor {tensor} x pipeline {pipeline} does not divide the {machine}"
+            )
+        return devices // (tensor * pipeline)
+    data = int(asked.data)
+    if tensor * pipeline * data != devices:
+        raise InfeasiblePoint(
+            f"parallelism.tensor {tensor} x pipeline {pipeline} x data {data} ="
+            f" {tensor * pipeline * data}, but the machine has {machine};"
+            " data: auto takes what is left"
+        )
+    return data
+
+
+def _check_divides(what: str, value: int, by: str, degree: int) -> None:
+    if value % degree:
+        raise InfeasiblePoint(f"{what} {value} is not divisible by {by} {degree}")
+
+
+def _microbatches(asked: Parallelism, global_batch_size: int, data: int) -> tuple[int, int]:
+    """(micro_batch_size, num_microbatches) with data * both = global_batch_size."""
+    size, number = asked.micro_batch_size, asked.num_microbatches
+    if size is None:
+        size, left = divmod(global_batch_size, data * number) if number is not None else (1, 0)
+        if left or not size:
+            raise InfeasiblePoint(
+                f"model.global_batch_size {global_batch_size} is not divisible by data parallel"
+                f" degree {data} x parallelism.num_microbatches {number}"
+            )
+    needed, left = divmod(global_batch_size, data * size)
+    if left or not needed:
+        raise InfeasiblePoint(
+            f"model.global_batch_size {global_batch_size} is not divisible by data parallel"
+            f" degree {data} x parallelism.micro_batch_size {size}"
+        )
+    if number is not None and number != needed:
+        raise InfeasiblePoint(
+            f"parallelism.num_microbatches {number} x micro_batch_size {size} x data parallel"
+            f" degree {data} is not model.global_batch_size {global_batch_size}"
+        )
+    return size, needed
+
+
+def _stage_layers(model: LlmModel, stages: int, balance: str) -> tuple[int, ...]:
+    """Layers of each stage, first to last; never none but on the head's stage.
+
+    "flops": the smallest limit on a stage's work, in multiply-accumulates per token, under
+    which all layers find a place. The embedding is a lookup and weighs nothing.
+    """
+    layers = model.num_layers
+    last = layers // stages
+    if balance == "flops" and stages > 1:
+        layer, head = multiply_accumulates_per_token(model)
+        limits = sorted(count * layer + rest for count in range(layers + 1) for rest in (0.0, head))
+        limit = next(
+            limit
+            for limit in limits
+            if limit >= head
+            and (stages - 1) * int(limit // layer) + int((limit - head) // layer) >= layers
+        )
+        last = min(int((limit - head) // layer), layers - stages + 1)
+    if stages == 1:
+        return (layers,)
+    # The last stage holds the head, so remainders go to the front.
+    each, extra = divmod(layers - last, stages - 1)
+    return (*(each + (stage < extra) for stage in range(stages - 1)), last)
+
+
+def _group(hardware: Hardware, name: str, size: int, stride: int, inter_only: bool | None) -> Group:
+    """The group of ``size`` ranks that are ``stride`` apart, placed in rank order.
+
+    ``inter_only`` is the explicit flag of the original's files; None follows the rank order.
+    """
+    system = hardware.config.system_hierarchy
+    if inter_only is None:
+        intra_size = max(1, min(size, system.num_devices_per_node // stride))
+        while size % intra_size:
+            intra_size -= 1
+    else:
+        intra_size = 1 if inter_only else size
+    inter_size = size // intra_size
+    intra, inter = hardware.accelerator.intra_node, hardware.accelerator.inter_node
+    intra_bandwidth = intra.bandwidth / system.intra_derate if system.intra_derate else 0.0
+    inter_bandwidth = inter.bandwidth / system.inter_derate if system.inter_derate else 0.0
+    for ranks, bandwidth, where in (
+        (intra_size, intra_bandwidth, "within a node (network.intra_node)"),
+        (inter_size, inter_bandwidth, "between nodes (network.inter_node)"),
+    ):
+        if ranks > 1 and bandwidth <= 0:
+            raise InfeasiblePoint(
+                f"the {name} parallel group of {size} spans {ranks} devices {where},"
+                " but that network has no bandwidth"
+            )
+    return Group(
+        name,
+        size,
+        intra_size,
+        inter_size,
+        intra_bandwidth,
+        intra.latency,
+        inter_bandwidth,
+        inter.latency,
+    )

@@ -1,0 +1,302 @@
+"""One point: (hardware, model) -> ``Prediction``, a row of documented columns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from deepflow.config.model import GemmModel, LlmModel, ModelConfig
+from deepflow.cost.operators import Cost, operator_cost
+from deepflow.errors import ConfigError, DeepFlowError
+from deepflow.hardware import Hardware
+from deepflow.schedule.training import StageResult, TrainingRun, run_training
+from deepflow.workload.operators import Block, Gemm, backward
+from deepflow.workload.transformer import model_flops_per_token, parameter_count
+
+ASTRA_REASON = "the astra backend is not part of this version"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a result column holds: type, SI unit ("" for none) and meaning."""
+
+    dtype: type
+    unit: str
+    doc: str
+
+
+def _column(dtype: type, unit: str, doc: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"column": Column(dtype, unit, doc)})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The result of one point. Quantities that a workload does not have are None.
+
+    The columns named ``time_*_s`` are disjoint parts of ``time_s``, seen from a device of the
+    pipeline stage that works longest.
+    """
+
+    status: str = _column(str, "", "ok, out_of_memory, or infeasible", "ok")
+    reason: str = _column(str, "", "why the status is not ok", "")
+    time_s: float | None = _column(float, "s", "time of one step (or of the GEMM)")
+    tokens_per_second: float | None = _column(float, "1/s", "tokens of all devices together")
+    tokens_per_second_per_device: float | None = _column(float, "1/s", "tokens per device")
+    model_flops_utilization: float | None = _column(
+        float, "", "FLOP that the model needs (PaLM, appendix B) over what the peak allows"
+    )
+    flops_per_second_per_device: float | None = _column(
+        float, "FLOP/s", "FLOP that the model needs, per device"
+    )
+    time_to_train_s: float | None = _column(float, "s", "time for model.n_tokens tokens")
+    time_gemm_s: float | None = _column(float, "s", "matrix multiplications")
+    time_attention_s: float | None = _column(float, "s", "fused attention kernels")
+    time_elementwise_s: float | None = _column(
+        float, "s", "norms, activations, residuals, loss, gradient accumulation"
+    )
+    time_tensor_communication_s: float | None = _column(
+        float, "s", "waiting for the tensor parallel group"
+    )
+    time_data_communication_s: float | None = _column(
+        float, "s", "gradient reduction after the last backward pass, parameter gathering"
+    )
+    time_pipeline_bubble_s: float | None = _column(
+        float, "s", "waiting for other pipeline stages and for transfers from them"
+    )
+    time_optimizer_s: float | None = _column(float, "s", "gradient norm and parameter update")
+    time_launch_s: float | None = _column(float, "s", "kernel launch overhead")
+    model_flops: float | None = _column(float, "FLOP", "needed by the model, all devices")
+    executed_flops: float | None = _column(float, "FLOP", "executed on all devices")
+    dram_bytes: float | None = _column(float, "bytes", "moved to and from DRAM, all devices")
+    l2_bytes: float | None = _column(
+        float, "bytes", "moved to and from the last-level cache by GEMMs, all devices"
+    )
+    intra_node_bytes: float | None = _column(
+        float, "bytes", "sent over links within nodes, all devices"
+    )
+    inter_node_bytes: float | None = _column(
+        float, "bytes", "sent over links between nodes, all devices"
+    )
+    weights_bytes: float | None = _column(float, "bytes", "weights on the fullest device")
+    gradients_bytes: float | None = _column(float, "bytes", "gradients on it")
+    optimizer_bytes: float | None = _column(float, "bytes", "optimizer states on it")
+    activations_bytes: float | None = _column(float, "bytes", "saved activations on it")
+    logits_bytes: float | None = _column(float, "bytes", "logits and their gradient on it")
+    buffers_bytes: float | None = _column(float, "bytes", "communication buffers on it")
+    reserved_bytes: float | None = _column(float, "bytes", "driver, libraries, allocator on it")
+    peak_memory_bytes: float | None = _column(float, "bytes", "all parts together")
+    memory_capacity_bytes: float | None = _column(float, "bytes", "memory of a device")
+    fits_in_memory: bool | None = _column(bool, "", "peak_memory_bytes is within the capacity")
+    energy_j: float | None = _column(
+        float, "J", "dynamic and leakage energy of all devices; empty without energy data"
+    )
+    average_power_w: float | None = _column(float, "W", "energy_j over time_s")
+    num_devices: int | None = _column(int, "", "devices")
+    tensor_parallel: int | None = _column(int, "", "degree used")
+    pipeline_parallel: int | None = _column(int, "", "degree used")
+    data_parallel: int | None = _column(int, "", "degree used")
+    num_microbatches: int | None = _column(int, "", "per pipeline and step")
+    micro_batch_size: int | None = _column(int, "", "sequences per microbatch")
+    parameters: float | None = _column(float, "", "parameters of the model")
+    bound: str | None = _column(
+        str, "", "what limits it most: a class of time, or the GEMM's level"
+    )
+    backend_requested: str = _column(str, "", "backend asked for", "analytical")
+    backend_used: str = _column(str, "", "backend that made the numbers", "analytical")
+    fallback_reason: str = _column(str, "", "why they differ", "")
+
+    def as_row(self) -> dict[str, Any]:
+        """Columns by name, in the order of the class."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+
+COLUMNS: dict[str, Column] = {item.name: item.metadata["column"] for item in fields(Prediction)}
+
+TIME_COLUMNS = tuple(
+    name
+    for name in COLUMNS
+    if name.startswith("time_") and name not in ("time_s", "time_to_train_s")
+)
+
+
+def predict(hardware: Hardware, model: ModelConfig) -> Prediction:
+    """Predicts one point.
+
+    Raises:
+        InfeasiblePoint: the point is well formed but cannot exist.
+        ConfigError: the model is of a kind that cannot be predicted.
+        DeepFlowError: the hardware cannot run it at all (no bandwidth, no compute).
+    """
+    match model:
+        case LlmModel():
+            result = _predict_training(hardware, model)
+        case GemmModel():
+            result = _predict_gemm(hardware, model)
+        case _:
+            raise ConfigError(
+                "cannot be predicted by this version",
+                key="model_param.mode",
+                value=model.mode,
+                allowed="GEMM, LLM",
+            )
+    for name in ("time_s", *TIME_COLUMNS):
+        value = getattr(result, name)
+        if value is not None and not math.isfinite(value):
+            raise DeepFlowError(f"the prediction is not finite: {name} = {value}")
+    return result
+
+
+def _backend(hardware: Hardware) -> dict[str, str]:
+    asked = hardware.config.execution_backend.model
+    return {
+        "backend_requested": asked,
+        "backend_used": "analytical",
+        "fallback_reason": "" if asked == "analytical" else ASTRA_REASON,
+    }
+
+
+def _predict_gemm(hardware: Hardware, model: GemmModel) -> Prediction:
+    """One matrix multiplication, and its two gradients if asked for, on one device."""
+    forward = Block("gemm", (Gemm("gemm", model.M, model.K, model.N),))
+    operators = forward.operators + (backward(forward).operators if model.backward else ())
+    costs = [operator_cost(operator, hardware, {}) for operator in operators]
+    cost = Cost()
+    for item in costs:
+        cost += item.cost
+    core = hardware.accelerator.core
+    footprint = float(
+        (model.M * model.K + model.K * model.N + model.M * model.N)
+        * hardware.config.sw_param.precision
+        * (2 if model.backward else 1)
+    )
+    capacity = hardware.accelerator.memory[-1].size
+    fits = footprint <= capacity
+    energy = device_energy(hardware, cost, cost.time)
+    return Prediction(
+        status="ok" if fits else "out_of_memory",
+        reason="" if fits else _memory_reason(footprint, capacity),
+        time_s=cost.time,
+        model_flops_utilization=cost.flops / cost.time / core.peak_flops,
+        flops_per_second_per_device=cost.flops / cost.time,
+        time_gemm_s=cost.gemm,
+        time_launch_s=cost.launch,
+        model_flops=cost.flops,
+        executed_flops=cost.flops,
+        dram_bytes=cost.dram_bytes,
+        l2_bytes=cost.l2_bytes,
+        peak_memory_bytes=footprint,
+        memory_capacity_bytes=capacity,
+        fits_in_memory=fits,
+        energy_j=energy,
+        average_power_w=None if energy is None else energy / cost.time,
+        num_devices=1,
+        bound="launch" if cost.launch > cost.gemm else max(costs, key=_time_of).bound,
+        **_backend(hardware),
+    )
+
+
+def _time_of(item: Any) -> float:
+    return float(item.cost.time)
+
+
+def _predict_training(hardware: Hardware, model: LlmModel) -> Prediction:
+    run = run_training(hardware, model)
+    mapping = run.mapping
+    stage = run.stages[run.bottleneck]
+    times = time_by_class(run, stage)
+    tokens = model.global_batch_size * model.seq_len
+    model_flops = model_flops_per_token(model) * tokens
+    devices = mapping.num_devices
+    replicas = mapping.tensor * mapping.data
+    per_stage = [part.compute + part.update + part.gradient + part.sent for part in run.stages]
+    everything = Cost()
+    for cost in per_stage:
+        everything += cost
+    everything *= replicas
+    energies = [device_energy(hardware, cost, run.time) for cost in per_stage]
+    energy = None if None in energies else sum(value or 0.0 for value in energies) * replicas
+    fullest = max((part.memory for part in run.stages), key=lambda memory: memory.total)
+    capacity = hardware.accelerator.memory[-1].size
+    fits = fullest.total <= capacity
+    return Prediction(
+        status="ok" if fits else "out_of_memory",
+        reason="" if fits else _memory_reason(fullest.total, capacity),
+        time_s=run.time,
+        tokens_per_second=tokens / run.time,
+        tokens_per_second_per_device=tokens / run.time / devices,
+        model_flops_utilization=model_flops
+        / (run.time * devices * hardware.accelerator.core.peak_flops),
+        flops_per_second_per_device=model_flops / run.time / devices,
+        time_to_train_s=None if model.n_tokens is None else model.n_tokens / tokens * run.time,
+        model_flops=model_flops,
+        executed_flops=everything.flops,
+        dram_bytes=everything.dram_bytes,
+        l2_bytes=everything.l2_bytes,
+        intra_node_bytes=everything.intra_node_bytes,
+        inter_node_bytes=everything.inter_node_bytes,
+        weights_bytes=fullest.weights,
+        gradients_bytes=fullest.gradients,
+        optimizer_bytes=fullest.optimizer,
+        activations_bytes=fullest.activations,
+        logits_bytes=fullest.logits,
+        buffers_bytes=fullest.buffers,
+        reserved_bytes=fullest.reserved,
+        peak_memory_bytes=fullest.total,
+        memory_capacity_bytes=capacity,
+        fits_in_memory=fits,
+        energy_j=energy,
+        average_power_w=None if energy is None else energy / run.time,
+        num_devices=devices,
+        tensor_parallel=mapping.tensor,
+        pipeline_parallel=mapping.pipeline,
+        data_parallel=mapping.data,
+        num_microbatches=mapping.num_microbatches,
+        micro_batch_size=mapping.micro_batch_size,
+        parameters=parameter_count(model),
+        bound=max(times, key=lambda name: times[name]).removeprefix("time_").removesuffix("_s"),
+        **times,
+        **_backend(hardware),
+    )
+
+
+def time_by_class(run: TrainingRun, stage: StageResult) -> dict[str, float]:
+    """Splits the step's time, seen from one stage, into disjoint classes that add up to it."""
+    compute, update = stage.compute, stage.update
+    times = {
+        "time_gemm_s": compute.gemm,
+        "time_attention_s": compute.attention,
+        "time_elementwise_s": compute.elementwise,
+        "time_tensor_communication_s": compute.communication,
+        "time_data_communication_s": stage.exposed_gradient_time + update.communication,
+        "time_optimizer_s": update.elementwise,
+        "time_launch_s": compute.launch + update.launch,
+    }
+    times["time_pipeline_bubble_s"] = max(0.0, run.time - sum(times.values()))
+    return times
+
+
+def device_energy(hardware: Hardware, cost: Cost, time: float) -> float | None:
+    """Energy of one device in joules: FLOPs, bytes of every link and level, leakage.
+
+    None when the hardware file has no energy for something that is used. Cache and register
+    traffic counts for matrix multiplications only.
+    """
+    accelerator = hardware.accelerator
+    dram, l2 = accelerator.memory[3], accelerator.memory[2]
+    energy = 0.0
+    for amount, per_unit in (
+        (cost.flops, accelerator.core.energy_per_flop),
+        (8 * cost.dram_bytes, dram.dynamic_energy_per_bit),
+        (8 * cost.l2_bytes, l2.dynamic_energy_per_bit),
+        (8 * cost.intra_node_bytes, accelerator.intra_node.energy_per_bit),
+        (8 * cost.inter_node_bytes, accelerator.inter_node.energy_per_bit),
+    ):
+        if amount and per_unit is None:
+            return None
+        energy += amount * (per_unit or 0.0)
+    return energy + time * sum(level.static_power for level in accelerator.memory)
+
+
+def _memory_reason(needed: float, capacity: float) -> str:
+    return f"needs {needed / 2**30:.1f} GiB of device memory, {capacity / 2**30:.1f} GiB are there"

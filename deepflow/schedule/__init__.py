@@ -1,0 +1,1 @@
+"""When each task runs: execution of task graphs on devices and links."""

@@ -1,0 +1,1 @@
+"""What has to be computed, before anybody decides where: the operator graph."""

@@ -1,0 +1,267 @@
+"""Training predictions obey arithmetic and physics."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepflow.config import load_model_config
+from deepflow.cost.collectives import collective_cost
+from deepflow.errors import InfeasiblePoint
+from deepflow.hardware import load_hardware
+from deepflow.mapping.parallelism import Group
+from deepflow.predict import TIME_COLUMNS, predict
+from deepflow.schedule.training import run_training
+from deepflow.workload.operators import Attention, Gemm
+
+H100 = "configs/hardware-config/nvidia_h100_sxm_80gb.yaml"
+SMALL = {
+    "global_batch_size": 64,
+    "seq_len": 1024,
+    "hidden_dim": 2048,
+    "num_heads": 16,
+    "num_kv_heads": 8,
+    "ffn_dim": 8192,
+    "vocab_size": 32000,
+    "num_layers": 8,
+}
+
+
+def model(**changes):
+    return load_model_config("configs/model-config/Llama2-7B.yaml", SMALL | changes)
+
+
+def machine(num_nodes=1, devices_per_node=8, **changes):
+    overrides = {
+        "system_hierarchy.num_nodes": num_nodes,
+        "system_hierarchy.num_devices_per_node": devices_per_node,
+    }
+    for name, value in changes.items():
+        root = "" if "." in name else "parallelism."
+        overrides[root + name] = value
+    return load_hardware(H100, overrides)
+
+
+def matrix_flops(hardware, workload):
+    """FLOP of all matrix multiplications and attention of a step, over all devices."""
+    run = run_training(hardware, workload)
+    mapping = run.mapping
+    counts = {"embedding": 1, "layer": workload.num_layers, "head": 1}
+    once = sum(
+        counts[name] * item.operator.flops
+        for name, costs in run.segments.items()
+        for item in (*costs.forward, *costs.backward)
+        if isinstance(item.operator, Gemm | Attention)
+    )
+    return once * mapping.num_microbatches * mapping.tensor * mapping.data
+
+
+LAYOUTS = [
+    {"tensor": 1, "pipeline": 1},
+    {"tensor": 8, "pipeline": 1},
+    {"tensor": 2, "pipeline": 2},
+    {"tensor": 1, "pipeline": 8},
+    {"tensor": 4, "pipeline": 2, "sequence_parallel": False},
+    {"tensor": 2, "pipeline": 4, "micro_batch_size": 4, "schedule": "gpipe"},
+]
+
+
+def test_flops_are_conserved_by_every_sharding():
+    alone = matrix_flops(machine(devices_per_node=1), model())
+    for layout in LAYOUTS:
+        assert matrix_flops(machine(**layout), model()) == pytest.approx(alone, rel=1e-12), layout
+
+
+def test_flops_of_a_dense_model_are_six_per_weight_and_token():
+    """Without attention's share: 6 x (layer weights + head) x tokens."""
+    workload = model()
+    prediction = predict(machine(), workload)
+    width, ffn = 2048, 8192
+    layer = width * (width + 2 * 1024) + width * width + 3 * width * ffn
+    tokens = 64 * 1024
+    expected = 6 * tokens * (8 * layer + 32000 * width) + 12 * tokens * 8 * 1024 * width
+    assert prediction.model_flops == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_classes_of_time_add_up(layout):
+    prediction = predict(machine(**layout), model()).as_row()
+    parts = [prediction[name] for name in TIME_COLUMNS]
+    assert all(part >= 0 for part in parts)
+    assert sum(parts) == pytest.approx(prediction["time_s"], rel=1e-9)
+
+
+def test_one_device_sends_nothing_and_waits_for_nobody():
+    prediction = predict(machine(devices_per_node=1), model())
+    assert prediction.intra_node_bytes == prediction.inter_node_bytes == 0
+    assert prediction.time_data_communication_s == 0
+    assert prediction.time_tensor_communication_s == 0
+    assert prediction.time_pipeline_bubble_s == pytest.approx(0, abs=1e-12)
+
+
+def test_gradient_traffic_is_that_of_a_ring():
+    """Each of n devices sends 2 (n - 1) / n of its gradients per step, whatever the batch."""
+    for batch in (64, 512):
+        prediction = predict(machine(), model(global_batch_size=batch))
+        gradients = prediction.parameters * 4
+        assert prediction.intra_node_bytes == pytest.approx(8 * 2 * 7 / 8 * gradients, rel=1e-12)
+    sharded = predict(machine(zero=1), model())
+    expected = 8 * 7 / 8 * (prediction.parameters * 4 + prediction.parameters * 2)
+    assert sharded.intra_node_bytes == pytest.approx(expected, rel=1e-12)
+
+
+def test_sequence_parallelism_moves_the_bytes_of_plain_tensor_parallelism_in_less_memory():
+    plain = predict(machine(tensor=8, sequence_parallel=False), model())
+    sharded = predict(machine(tensor=8), model())
+    assert sharded.intra_node_bytes == pytest.approx(plain.intra_node_bytes, rel=0.01)
+    assert sharded.activations_bytes < plain.activations_bytes
+    assert sharded.time_s <= plain.time_s
+
+
+IMPROVEMENTS = [
+    "tech_param.DRAM.bandwidth",
+    "tech_param.network.intra_node.bandwidth",
+    "tech_param.network.inter_node.bandwidth",
+    "tech_param.core.operating_frequency",
+    "tech_param.SRAM-L2.bandwidth",
+]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from(IMPROVEMENTS), st.floats(1.0, 8.0), st.sampled_from(LAYOUTS))
+def test_better_hardware_is_never_slower(key, factor, layout):
+    base = machine(num_nodes=2, **layout)
+    value = {
+        "tech_param.DRAM.bandwidth": base.config.tech_param.DRAM.bandwidth,
+        "tech_param.network.intra_node.bandwidth": 450e9,
+        "tech_param.network.inter_node.bandwidth": 50e9,
+        "tech_param.core.operating_frequency": 1.83e9,
+        "tech_param.SRAM-L2.bandwidth": base.config.tech_param.SRAM_L2.bandwidth,
+    }[key]
+    better = machine(num_nodes=2, **layout, **{key: value * factor})
+    assert predict(better, model()).time_s <= predict(base, model()).time_s * (1 + 1e-12)
+
+
+def test_memory_by_part():
+    workload = model(global_batch_size=256)
+    one = predict(machine(devices_per_node=1), workload)
+    parameters = one.parameters
+    assert one.weights_bytes == pytest.approx(2 * parameters)
+    assert one.gradients_bytes == pytest.approx(4 * parameters)
+    assert one.optimizer_bytes == pytest.approx(12 * parameters)
+    zero = predict(machine(zero=1), workload)
+    assert zero.optimizer_bytes == pytest.approx(12 * parameters / 8)
+    tensor = predict(machine(tensor=8), workload)
+    assert tensor.weights_bytes == pytest.approx(2 * parameters / 8, rel=0.01)
+    assert one.peak_memory_bytes == pytest.approx(
+        one.weights_bytes
+        + one.gradients_bytes
+        + one.optimizer_bytes
+        + one.activations_bytes
+        + one.logits_bytes
+        + one.buffers_bytes
+        + one.reserved_bytes
+    )
+
+
+def test_recomputation_trades_time_for_memory():
+    kept = predict(machine(), model(global_batch_size=256))
+    again = predict(machine(recompute="full"), model(global_batch_size=256))
+    assert again.activations_bytes < kept.activations_bytes / 3
+    assert 1.2 < again.time_s / kept.time_s < 1.4
+    assert again.model_flops == kept.model_flops
+    assert again.executed_flops > kept.executed_flops
+
+
+def test_gpipe_takes_the_time_of_1f1b_and_more_memory():
+    layout = {"pipeline": 4, "tensor": 2, "micro_batch_size": 1}
+    one, other = (
+        predict(machine(**layout, schedule=schedule), model()) for schedule in ("1f1b", "gpipe")
+    )
+    assert other.activations_bytes == pytest.approx(one.activations_bytes * 64 / 4, rel=0.05)
+    assert other.time_s == pytest.approx(one.time_s, rel=0.02)
+
+
+def test_a_point_that_does_not_fit_says_so_and_still_has_a_time():
+    prediction = predict(machine(devices_per_node=1), model(num_layers=200))
+    assert prediction.status == "out_of_memory" and prediction.fits_in_memory is False
+    assert "GiB" in prediction.reason and prediction.time_s > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tensor": 3}, "does not divide"),
+        ({"tensor": 2, "pipeline": 2, "data": 3}, "tensor 2 x pipeline 2 x data 3 = 12"),
+        ({"micro_batch_size": 5}, "micro_batch_size 5"),
+        ({"num_microbatches": 7}, "num_microbatches 7"),
+        ({"pipeline": 8, "tensor": 1, "num_microbatches": 3, "micro_batch_size": 4}, "is not"),
+    ],
+)
+def test_impossible_layouts_are_told_apart(changes, words):
+    with pytest.raises(InfeasiblePoint, match=words):
+        predict(machine(**changes), model())
+
+
+def test_a_group_without_a_network_is_infeasible():
+    hardware = load_hardware(
+        "configs/hardware-config/exp_config_new.yaml",
+        {"system_hierarchy.num_devices_per_node": 2, "parallelism.data": 2},
+    )
+    with pytest.raises(InfeasiblePoint, match="no bandwidth"):
+        predict(hardware, model())
+
+
+def test_pipelines_longer_than_the_model_are_infeasible():
+    with pytest.raises(InfeasiblePoint, match="num_layers 8"):
+        predict(machine(num_nodes=2, pipeline=16), model())
+
+
+def test_groups_are_placed_in_rank_order():
+    run = run_training(machine(num_nodes=4, tensor=4, pipeline=2), model())
+    mapping = run.mapping
+    assert (mapping.tensor_group.intra_size, mapping.tensor_group.inter_size) == (4, 1)
+    assert (mapping.data_group.intra_size, mapping.data_group.inter_size) == (2, 2)
+    assert mapping.pipeline_hop.inter_size == 2
+
+
+def test_balance_by_flops_gives_the_head_stage_fewer_layers():
+    workload = model(vocab_size=131072, num_layers=16)
+    even = run_training(machine(pipeline=4, tensor=1), workload).mapping.stage_layers
+    balanced = run_training(
+        machine(pipeline=4, tensor=1, stage_balance="flops"), workload
+    ).mapping.stage_layers
+    assert even == (4, 4, 4, 4)
+    assert sum(balanced) == 16 and balanced[-1] < 4
+    assert (
+        predict(machine(pipeline=4, tensor=1, stage_balance="flops"), workload).time_s
+        < predict(machine(pipeline=4, tensor=1), workload).time_s
+    )
+
+
+@given(
+    st.sampled_from(["all_reduce", "all_gather", "reduce_scatter"]),
+    st.integers(1, 8),
+    st.integers(1, 64),
+    st.floats(1, 1e10),
+)
+def test_collectives_stay_above_the_bandwidth_bound(kind, intra, inter, message):
+    """A rank has to send (n - 1) / n of the buffer per pass, over its share of both links."""
+    group = Group("data", intra * inter, intra, inter, 300e9, 1e-6, 25e9, 5e-6)
+    cost = collective_cost(kind, message, group)
+    passes = 2 if kind == "all_reduce" else 1
+    ranks = intra * inter
+    assert cost.intra_bytes + cost.inter_bytes == pytest.approx(
+        passes * ((intra - 1) / intra + (inter - 1) / inter / intra) * message
+    )
+    assert cost.intra_bytes + cost.inter_bytes == pytest.approx(
+        passes * (ranks - 1) / ranks * message
+    )
+    slowest = max(cost.intra_bytes / 300e9, cost.inter_bytes / 25e9)
+    assert cost.time >= slowest
+    assert cost.time - slowest == pytest.approx(passes * ((intra - 1) * 1e-6 + (inter - 1) * 5e-6))
+
+
+def test_a_single_node_all_reduce_is_the_ring_formula():
+    group = Group("data", 8, 8, 1, 300e9, 1e-6, 0.0, 0.0)
+    cost = collective_cost("all_reduce", 1e9, group)
+    assert cost.time == pytest.approx(2 * 7 * (1e9 / 8 / 300e9 + 1e-6), rel=1e-12)
