@@ -155,7 +155,7 @@ def parse_value(key: Key, value: object, *, file: str = "", place: str = "") -> 
     checked: Any
     if isinstance(value, bool):
         if bool not in key.kinds:
-            raise fail("a truth value is not expected here")
+            raise fail("is true or false, which this key cannot be")
         checked = value
     elif isinstance(value, str) and str in key.kinds:
         checked = value
