@@ -7,15 +7,14 @@ follow arXiv 2205.05198, 4, with fused attention (no score matrix).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from deepflow.mapping.parallelism import TrainingMapping
+from deepflow.record import record
 from deepflow.workload.operators import Block
 
 OPTIMIZER_STATE_BYTES = 12  # 32-bit master weight, first and second moment
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class MemoryUse:
     """Peak bytes on one device of a stage, by part."""
 

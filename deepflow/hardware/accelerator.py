@@ -7,15 +7,15 @@ bundle of units or the whole device, as ``scope`` says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from deepflow.config.hardware import HardwareConfig
 from deepflow.errors import InfeasiblePoint
+from deepflow.record import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Core:
     """Compute of one device: ``num_bundles`` bundles (SMs), ``num_mcu`` matrix units in all.
 
@@ -40,7 +40,7 @@ class Core:
     dataflow: str
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MemoryLevel:
     """One level; sizes in bytes, bandwidths in bytes/s over the whole device."""
 
@@ -60,7 +60,7 @@ class MemoryLevel:
     operating_frequency: float | None = None  # bit/s of one data link
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Link:
     """A device's connection to others, before ``system_hierarchy`` derates it.
 
@@ -89,7 +89,7 @@ class RooflineLimits(NamedTuple):
     level_names: tuple[str, str, str, str]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Accelerator:
     """``memory`` holds l0 (nearest the units) to l3 (device memory)."""
 
@@ -129,7 +129,7 @@ class Accelerator:
         )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Hardware:
     """A hardware file and the device derived from it."""
 

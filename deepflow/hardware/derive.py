@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from deepflow.config import load_hardware_config
 from deepflow.config.hardware import (
+    CoreTechnology,
     DramTechnology,
     HardwareConfig,
     LinkTechnology,
@@ -31,6 +32,7 @@ from deepflow.config.hardware import (
 )
 from deepflow.errors import ConfigError
 from deepflow.hardware.accelerator import Accelerator, Core, Hardware, Link, MemoryLevel
+from deepflow.record import record
 
 # A link within a node leaves the device in four directions (mesh), of which a ring uses one.
 INTRA_NODE_DIRECTIONS = 4
@@ -115,11 +117,75 @@ def require(config: HardwareConfig, key: str, value: Value | None) -> Value:
     return value
 
 
-def drive_voltage(power: float, threshold: float) -> float:
-    """The root V >= ``threshold`` of V (V - threshold)^2 = ``power`` (volts, volts cubed).
+def _require_positive(config: HardwareConfig, key: str, value: float | None) -> float:
+    """Like ``require``, for an energy or power that a budget is divided by."""
+    given = require(config, key, value)
+    if given == 0:
+        raise ConfigError(
+            "leaves the power budget without effect, so nothing can be derived from it",
+            file=config.file,
+            key=key,
+            value=given,
+            allowed="above 0",
+        )
+    return given
 
-    Unique because the left side rises there. Newton's method from above on u = V - threshold
-    falls monotonically to the root, so the loop ends at machine precision.
+
+# --- Voltage and clock ----------------------------------------------------------------------
+
+
+@record(frozen=True)
+class _Supply:
+    """Voltages of a part, in V."""
+
+    nominal: float
+    threshold: float
+    minimum: float
+    maximum: float
+
+    def wanted_voltage(self, power: float) -> float:
+        """The supply that spends ``power`` times the nominal power, within limits or not."""
+        swing = self.nominal - self.threshold
+        return drive_voltage(power * self.nominal * swing * swing, self.threshold)
+
+    def clock(self, voltage: float) -> float:
+        """Clock relative to that at the nominal voltage."""
+        swing, nominal_swing = voltage - self.threshold, self.nominal - self.threshold
+        return (swing * swing / voltage) / (nominal_swing * nominal_swing / self.nominal)
+
+    def throttled(self, power: float) -> tuple[float, float]:
+        """(voltage, relative clock) of a core or a DRAM data link; (0, 0) without power.
+
+        ``power`` is relative to nominal. Below the least voltage, the clock at that voltage
+        falls with (wanted / least)^2. That rule of the original overdraws a very small budget
+        (links have a better one, ``metered``); published results stand on it, so it stays.
+        """
+        if power <= 0:
+            return 0.0, 0.0
+        wanted = self.wanted_voltage(power)
+        voltage = min(max(wanted, self.minimum), self.maximum)
+        throttle = (wanted / self.minimum) ** 2 if wanted < self.minimum else 1.0
+        return voltage, self.clock(voltage) * throttle
+
+    def metered(self, power: float) -> tuple[float, float]:
+        """(voltage, relative clock) of a link between devices; (0, 0) without power.
+
+        ``power`` is relative to nominal. Below the least voltage a link runs at that voltage
+        and pauses: it sends what the power pays for at (least / nominal)^2 of the energy.
+        """
+        if power <= 0:
+            return 0.0, 0.0
+        wanted = self.wanted_voltage(power)
+        if wanted >= self.minimum:
+            return wanted, self.clock(wanted)
+        return self.minimum, power * (self.nominal / self.minimum) ** 2
+
+
+def drive_voltage(power: float, threshold: float) -> float:
+    """The root V >= ``threshold`` of V (V - threshold)^2 = ``power`` (V, V^3).
+
+    It is unique because the left side rises there. Newton's method on V - threshold, started
+    above the root of this convex function, falls to it and stops at machine precision.
     """
     if power <= 0:
         return threshold
@@ -127,42 +193,80 @@ def drive_voltage(power: float, threshold: float) -> float:
     if threshold > 0:
         excess = min(excess, math.sqrt(power / threshold))
     while True:
-        value = excess * excess * (excess + threshold) - power
-        lower = excess - value / (excess * (3 * excess + 2 * threshold))
+        error = excess * excess * (excess + threshold) - power
+        lower = excess - error / (excess * (3 * excess + 2 * threshold))
         if not lower < excess:
             return threshold + excess
         excess = lower
 
 
+def _supply(
+    config: HardwareConfig,
+    key: str,
+    technology: CoreTechnology | DramTechnology | LinkTechnology,
+) -> _Supply:
+    nominal = require(config, key + "nominal_voltage", technology.nominal_voltage)
+    threshold = require(config, key + "threshold_voltage", technology.threshold_voltage)
+    margin = require(config, key + "margin_voltage", technology.margin_voltage)
+    maximum = technology.max_voltage if isinstance(technology, DramTechnology) else None
+    if nominal <= threshold:
+        raise ConfigError(
+            "the part does not switch at its nominal voltage",
+            file=config.file,
+            key=key + "nominal_voltage",
+            value=nominal,
+            allowed=f"above threshold_voltage {threshold:g}",
+        )
+    return _Supply(nominal, threshold, threshold + margin, math.inf if maximum is None else maximum)
+
+
+def _operating_point(
+    config: HardwareConfig,
+    key: str,
+    technology: CoreTechnology | DramTechnology,
+    power: float,
+    nominal_power: float | None,
+) -> tuple[float | None, float]:
+    """(voltage in V, clock in Hz) of a core or of DRAM data links on a budget of ``power`` W.
+
+    A clock that the file fixes needs no voltage; where enough is known for one, it still says
+    what a cycle costs.
+    """
+    fixed = technology.operating_frequency
+    if fixed is None:
+        clock = require(config, key + "nominal_frequency", technology.nominal_frequency)
+        supply = _supply(config, key, technology)
+        voltage, relative = supply.throttled(power / nominal_power if nominal_power else 0.0)
+        return voltage, clock * relative
+    voltages = (technology.nominal_voltage, technology.threshold_voltage, technology.margin_voltage)
+    if None in voltages or not nominal_power or power <= 0:
+        return None, fixed
+    return _supply(config, key, technology).throttled(power / nominal_power)[0], fixed
+
+
+# --- Core -----------------------------------------------------------------------------------
+
+
 def _core(config: HardwareConfig) -> Core:
-    technology = config.tech_param.core
-    key = "tech_param.core."
+    technology, key = config.tech_param.core, "tech_param.core."
+    area = technology.operating_area_per_mcu
     if technology.num_bundles is not None:
         num_mcu = technology.num_bundles * technology.num_mcu_per_bundle
     else:
-        area = require(config, key + "operating_area_per_mcu", technology.operating_area_per_mcu)
-        num_mcu = math.floor(config.area_breakdown.core / area)
+        built = require(config, key + "operating_area_per_mcu", area)
+        num_mcu = math.floor(config.area_breakdown.core / built)
     area_scaling = 1.0
-    if technology.nominal_area_per_mcu is not None and technology.operating_area_per_mcu:
-        area_scaling = technology.operating_area_per_mcu / technology.nominal_area_per_mcu
-    nominal_power = None
-    if technology.nominal_power_per_mcu is not None:
-        nominal_power = technology.nominal_power_per_mcu * num_mcu * area_scaling
-
-    electrics = _Electrics(config, key, technology)
-    power = config.power_breakdown.core
-    voltage: float | None
-    if technology.operating_frequency is not None:
-        frequency = technology.operating_frequency
-        # A fixed clock needs no voltage; where there is one it says what a FLOP costs.
-        known = electrics.known and nominal_power and power > 0
-        voltage = electrics.voltage(power, nominal_power) if known and nominal_power else None
-    else:
-        nominal = require(config, key + "nominal_power_per_mcu", nominal_power)
-        base = require(config, key + "nominal_frequency", technology.nominal_frequency)
-        voltage, frequency = electrics.throttled_clock(power, nominal, base)
-    peak = technology.nominal_flop_rate_per_mcu * area_scaling * frequency * num_mcu
-    attention = technology.attention_util
+    if technology.nominal_area_per_mcu is not None and area is not None:
+        area_scaling = area / technology.nominal_area_per_mcu
+    power_per_mcu = technology.nominal_power_per_mcu
+    if technology.operating_frequency is None:
+        power_per_mcu = _require_positive(config, key + "nominal_power_per_mcu", power_per_mcu)
+    nominal_power = None if power_per_mcu is None else power_per_mcu * num_mcu * area_scaling
+    voltage, clock = _operating_point(
+        config, key, technology, config.power_breakdown.core, nominal_power
+    )
+    peak = technology.nominal_flop_rate_per_mcu * area_scaling * clock * num_mcu
+    attention_util = technology.attention_util
     width = technology.FMA_width
     return Core(
         num_mcu=num_mcu,
@@ -170,20 +274,22 @@ def _core(config: HardwareConfig) -> Core:
         area_scaling=area_scaling,
         nominal_power=nominal_power,
         operating_voltage=voltage,
-        operating_frequency=frequency,
+        operating_frequency=clock,
         peak_flops=peak,
         usable_flops=peak * technology.util,
-        attention_flops=peak * (technology.util if attention is None else attention),
-        energy_per_flop=_energy_per_flop(config, voltage),
+        attention_flops=peak * (technology.util if attention_util is None else attention_util),
+        energy_per_flop=_energy_per_flop(technology, voltage),
         matrix_rows=technology.FMA_d1 if width is None else width,
         matrix_depth=technology.FMA_d2 if width is None else width,
         dataflow=technology.dataflow,
     )
 
 
-def _energy_per_flop(config: HardwareConfig, voltage: float | None) -> float | None:
-    """J/FLOP: nominal power over nominal rate, times (V/Vn)^2 where the voltage is known."""
-    core = config.tech_param.core
+def _energy_per_flop(core: CoreTechnology, voltage: float | None) -> float | None:
+    """J/FLOP: nominal power over nominal rate, times (V/Vn)^2 where the voltage is known.
+
+    A part without a nominal clock is described at its operating one.
+    """
     clock = core.nominal_frequency or core.operating_frequency
     if core.nominal_power_per_mcu is None or clock is None:
         return None
@@ -193,112 +299,20 @@ def _energy_per_flop(config: HardwareConfig, voltage: float | None) -> float | N
     return energy * (voltage / core.nominal_voltage) ** 2
 
 
-class _Electrics:
-    """The voltage and clock rule of one part, with its keys checked."""
-
-    def __init__(
-        self, config: HardwareConfig, key: str, technology: object, maximum: float = math.inf
-    ) -> None:
-        self._config, self._key, self._technology = config, key, technology
-        self._maximum = maximum
-
-    @property
-    def known(self) -> bool:
-        """Whether the file says enough for a voltage."""
-        return all(
-            getattr(self._technology, name) is not None
-            for name in ("nominal_voltage", "threshold_voltage", "margin_voltage")
-        )
-
-    def _get(self, name: str) -> float:
-        return float(require(self._config, self._key + name, getattr(self._technology, name)))
-
-    @property
-    def threshold(self) -> float:
-        return self._get("threshold_voltage")
-
-    @property
-    def minimum(self) -> float:
-        return self.threshold + self._get("margin_voltage")
-
-    @property
-    def nominal(self) -> float:
-        nominal = self._get("nominal_voltage")
-        if nominal <= self.threshold:
-            raise ConfigError(
-                "the part does not switch at its nominal voltage",
-                file=self._config.file,
-                key=self._key + "nominal_voltage",
-                value=nominal,
-                allowed=f"above threshold_voltage {self.threshold:g}",
-            )
-        return nominal
-
-    def speed(self, voltage: float) -> float:
-        """Clock at ``voltage`` relative to that at the nominal voltage."""
-        return (_speed(voltage, self.threshold)) / _speed(self.nominal, self.threshold)
-
-    def wanted_voltage(self, power: float, nominal_power: float) -> float:
-        """The supply that spends ``power``, whether or not the part works at it."""
-        threshold, nominal = self.threshold, self.nominal
-        return drive_voltage(
-            power / nominal_power * nominal * (nominal - threshold) ** 2, threshold
-        )
-
-    def voltage(self, power: float, nominal_power: float) -> float:
-        """The supply that spends ``power``, within the part's limits."""
-        wanted = max(self.wanted_voltage(power, nominal_power), self.minimum)
-        return min(wanted, self._maximum)
-
-    def throttled_clock(
-        self, power: float, nominal_power: float, nominal_clock: float
-    ) -> tuple[float, float]:
-        """(voltage, clock) of a core or a DRAM data link; (0, 0) without power.
-
-        Below the least voltage the clock falls with (wanted/least)^2. That rule of the
-        original overdraws a very small budget (links use ``metered_clock``); it is kept
-        because its published results stand on it.
-        """
-        if power <= 0 or nominal_power <= 0:
-            return 0.0, 0.0
-        wanted = self.wanted_voltage(power, nominal_power)
-        voltage = self.voltage(power, nominal_power)
-        throttle = min(1.0, wanted / self.minimum) ** 2 if self.minimum > 0 else 1.0
-        return voltage, nominal_clock * self.speed(voltage) * throttle
-
-    def metered_clock(
-        self, power: float, nominal_power: float, nominal_clock: float
-    ) -> tuple[float, float]:
-        """(voltage, average clock) of a link; (0, 0) without power.
-
-        Below the least voltage a link runs at that voltage and pauses, so its bits are what
-        the power pays for at V^2 per bit.
-        """
-        if power <= 0 or nominal_power <= 0:
-            return 0.0, 0.0
-        wanted = self.wanted_voltage(power, nominal_power)
-        if wanted >= self.minimum:
-            return wanted, nominal_clock * self.speed(wanted)
-        paid = power / nominal_power * (self.nominal / self.minimum) ** 2
-        return self.minimum, nominal_clock * paid
-
-
-def _speed(voltage: float, threshold: float) -> float:
-    return (voltage - threshold) ** 2 / voltage
+# --- Memory ---------------------------------------------------------------------------------
 
 
 def _memory(config: HardwareConfig, place: MemoryLevelPlace, core: Core) -> MemoryLevel:
     owners = {"global": 1, "mcu-bundle": core.num_bundles, "mcu": core.num_mcu}[place.scope]
     technology = config.tech_param
-    match place.type:
-        case "DRAM":
-            return _dram(config, technology.DRAM, place, owners)
-        case "SRAM-L2":
-            return _sram(config, technology.SRAM_L2, place, owners, core)
-        case "SRAM-L1":
-            return _sram(config, technology.SRAM_L1, place, owners, core)
-        case _:
-            return _sram(config, technology.SRAM_R, place, owners, core)
+    if place.type == "DRAM":
+        return _dram(config, technology.DRAM, place, owners)
+    sram = {
+        "SRAM-L2": technology.SRAM_L2,
+        "SRAM-L1": technology.SRAM_L1,
+        "SRAM-R": technology.SRAM_R,
+    }[place.type]
+    return _sram(config, sram, place, owners, core)
 
 
 def _sram(
@@ -312,33 +326,28 @@ def _sram(
     key = f"tech_param.{place.type}."
     budget = BUDGET_OF_SRAM[place.type]
     power = float(getattr(config.power_breakdown, budget))
-    size = technology.size
+    size, capacity = technology.size, technology.bank_capacity
     num_banks = None
     if size is None:
-        capacity = require(config, key + "bank_capacity", technology.bank_capacity)
+        capacity = require(config, key + "bank_capacity", capacity)
+        area_per_bit = require(config, key + "area_per_bit", technology.area_per_bit)
         cells = 1 - technology.overhead
-        area_of_bank = 8 * capacity * require(
-            config, key + "area_per_bit", technology.area_per_bit
-        ) + (cells * core.num_bundles * technology.controller_area_per_link)
-        num_banks = int(cells * float(getattr(config.area_breakdown, budget)) // area_of_bank)
+        controllers = cells * core.num_bundles * technology.controller_area_per_link
+        area = cells * float(getattr(config.area_breakdown, budget))
+        num_banks = int(area // (capacity * 8 * area_per_bit + controllers))
         if technology.bandwidth is None:
-            num_banks = _powered(num_banks, 8 * capacity * technology.static_power_per_bit, power)
+            leakage_per_bank = technology.static_power_per_bit * 8 * capacity
+            num_banks = _worth_building(num_banks, leakage_per_bank, power)
         size = num_banks * capacity
-    elif technology.bank_capacity is not None:
-        num_banks = int(size // technology.bank_capacity)
+    elif capacity is not None:
+        num_banks = int(size // capacity)
     leakage = technology.static_power_per_bit * 8 * size
     peak = technology.bandwidth
     if peak is None:
-        energy = require(config, key + "dynamic_energy_per_bit", technology.dynamic_energy_per_bit)
-        if energy == 0:
-            raise ConfigError(
-                "a bandwidth cannot follow from the power budget; give the bandwidth",
-                file=config.file,
-                key=key + "dynamic_energy_per_bit",
-                value=energy,
-                allowed="above 0",
-            )
-        peak = max(0.0, power - leakage) / (8 * energy) if size else 0.0
+        energy = _require_positive(
+            config, key + "dynamic_energy_per_bit", technology.dynamic_energy_per_bit
+        )
+        peak = max(0.0, power - leakage) / (energy * 8) if size else 0.0
     return MemoryLevel(
         name=place.type,
         scope=place.scope,
@@ -353,37 +362,43 @@ def _sram(
     )
 
 
-def _powered(number: int, leakage: float, power: float) -> int:
-    """How many of ``number`` equal parts to build, each leaking ``leakage`` W, on ``power`` W.
+def _worth_building(number: int, leakage: float, power: float) -> int:
+    """How many of ``number`` banks or stacks to build when each leaks ``leakage`` W of ``power``.
 
-    With bandwidth ~ power - parts * leakage, capacity x bandwidth is largest where leakage
-    takes half of the power; without this limit more area would end in no bandwidth at all.
+    With a bandwidth that follows power - number * leakage, capacity x bandwidth is largest
+    where leakage takes half of the power. Without this limit, more area would end in no
+    bandwidth at all.
     """
-    return min(number, int(power / (2 * leakage))) if leakage > 0 else number
+    if 2 * leakage * number <= power:
+        return number
+    return int(power / (2 * leakage))
 
 
 def _dram(
     config: HardwareConfig, technology: DramTechnology, place: MemoryLevelPlace, owners: int
 ) -> MemoryLevel:
-    """Stacks that fit, data links that stacks and chip edge allow, clock that power allows."""
+    """Stacks that fit, data links that stacks and chip edge allow, a clock that power allows."""
     key = "tech_param.DRAM."
     num_stacks, size = _stacks(config, technology)
+    num_links = _data_links(config, technology, num_stacks)
     leakage = technology.static_power_per_bit * 8 * size
-    num_links = _dram_links(config, technology, num_stacks)
-    electrics = _Electrics(config, key, technology, technology.max_voltage or math.inf)
-    power = config.power_breakdown.DRAM - leakage
-    voltage: float | None = None
-    frequency = technology.operating_frequency
+    energy, fixed_clock = technology.dynamic_energy_per_bit, technology.operating_frequency
     peak = technology.bandwidth
+    voltage: float | None = None
+    clock: float | None = None
+    if peak is None or fixed_clock is not None:
+        if fixed_clock is None:
+            energy = _require_positive(config, key + "dynamic_energy_per_bit", energy)
+        nominal_clock = technology.nominal_frequency or fixed_clock
+        nominal_power = None
+        if energy is not None and num_links is not None and nominal_clock is not None:
+            nominal_power = energy * num_links * nominal_clock
+        voltage, clock = _operating_point(
+            config, key, technology, config.power_breakdown.DRAM - leakage, nominal_power
+        )
     if peak is None:
-        num_links = require(config, key + "num_links_per_stack", num_links)
-        if frequency is None:
-            clock = require(config, key + "nominal_frequency", technology.nominal_frequency)
-            energy = require(
-                config, key + "dynamic_energy_per_bit", technology.dynamic_energy_per_bit
-            )
-            voltage, frequency = electrics.throttled_clock(power, energy * num_links * clock, clock)
-        peak = num_links * frequency / 8
+        require(config, key + "stack_capacity", technology.stack_capacity)
+        peak = require(config, key + "num_links_per_stack", num_links) * (clock or 0.0) / 8
     return MemoryLevel(
         name=place.type,
         scope=place.scope,
@@ -397,12 +412,12 @@ def _dram(
         num_stacks=num_stacks,
         num_links=num_links,
         operating_voltage=voltage,
-        operating_frequency=frequency,
+        operating_frequency=clock,
     )
 
 
 def _stacks(config: HardwareConfig, technology: DramTechnology) -> tuple[int | None, float]:
-    """(stacks, capacity in bytes); the stacks of a given capacity may be unknown."""
+    """(stacks, capacity in bytes); how many stacks make a given capacity may be unknown."""
     key = "tech_param.DRAM."
     capacity = technology.stack_capacity
     if technology.size is not None:
@@ -413,25 +428,35 @@ def _stacks(config: HardwareConfig, technology: DramTechnology) -> tuple[int | N
     area = config.area_breakdown
     footprint = require(config, key + "area_per_stack", technology.area_per_stack)
     controller = require(config, key + "mem_ctrl_area", technology.mem_ctrl_area)
-    beside_chip = (area.device_area_budget - area.proc_chip_area_budget) // footprint
-    num_stacks = max(0, int(min(beside_chip, area.DRAM // controller)))
+    beside_chip = max(0.0, area.device_area_budget - area.proc_chip_area_budget)
+    num_stacks = int(min(beside_chip // footprint, area.DRAM // controller))
     if technology.bandwidth is None and technology.operating_frequency is None:
-        leakage = 8 * capacity * technology.static_power_per_bit
-        num_stacks = _powered(num_stacks, leakage, config.power_breakdown.DRAM)
+        leakage = technology.static_power_per_bit * 8 * capacity
+        num_stacks = _worth_building(num_stacks, leakage, config.power_breakdown.DRAM)
     return num_stacks, num_stacks * capacity
 
 
-def _dram_links(
+def _data_links(
     config: HardwareConfig, technology: DramTechnology, num_stacks: int | None
 ) -> int | None:
-    """Data links; a given capacity says how many are there, whatever the chip's edge."""
+    """Data links of all stacks, as far as the chip's edge has room; None if the file is silent.
+
+    A given capacity brings all links of its stacks, whatever the edge.
+    """
     if num_stacks is None or technology.num_links_per_stack is None:
         return None
     num_links = technology.num_links_per_stack * num_stacks
-    if technology.size is not None or technology.num_links_per_mm is None:
+    if technology.size is not None:
         return num_links
-    edge = config.perimeter_breakdown.DRAM * _edge(config)
-    return min(num_links, int(edge * technology.num_links_per_mm))
+    density = technology.num_links_per_mm
+    if technology.bandwidth is None:
+        density = require(config, "tech_param.DRAM.num_links_per_mm", density)
+    if density is None:
+        return num_links
+    return min(num_links, int(_edge(config) * config.perimeter_breakdown.DRAM * density))
+
+
+# --- Links between devices ------------------------------------------------------------------
 
 
 def _edge(config: HardwareConfig) -> float:
@@ -449,23 +474,22 @@ def _link(config: HardwareConfig, network: str, directions: int) -> Link:
     area = float(getattr(config.area_breakdown.network, network))
     edge = float(getattr(config.perimeter_breakdown, network)) * _edge(config)
     if area == 0 or edge == 0:
-        return Link(0.0, technology.latency, 0, None, 0.0, energy)
-    num_links = int(
-        min(
-            area / require(config, key + "nominal_area_per_link", technology.nominal_area_per_link),
-            edge * require(config, key + "num_links_per_mm", technology.num_links_per_mm),
-        )
-    )
-    energy = require(config, key + "nominal_energy_per_link", energy)
-    clock = require(config, key + "nominal_frequency", technology.nominal_frequency)
+        return Link(0.0, technology.latency, 0, None, None, energy)
+    area_per_link = require(config, key + "nominal_area_per_link", technology.nominal_area_per_link)
+    density = require(config, key + "num_links_per_mm", technology.num_links_per_mm)
+    num_links = int(min(area / area_per_link, edge * density))
+    energy = _require_positive(config, key + "nominal_energy_per_link", energy)
+    nominal_clock = require(config, key + "nominal_frequency", technology.nominal_frequency)
+    supply = _supply(config, key, technology)
     power = float(getattr(config.power_breakdown.network, network))
-    electrics = _Electrics(config, key, technology)
-    voltage, frequency = electrics.metered_clock(power, energy * num_links * clock, clock)
+    nominal_power = energy * num_links * nominal_clock
+    voltage, relative = supply.metered(power / nominal_power if nominal_power else 0.0)
+    clock = nominal_clock * relative
     return Link(
-        bandwidth=num_links * frequency * technology.util / (8 * directions),
+        bandwidth=num_links * clock * technology.util / (8 * directions),
         latency=technology.latency,
         num_links=num_links,
         operating_voltage=voltage,
-        operating_frequency=frequency,
-        energy_per_bit=energy * (voltage / electrics.nominal) ** 2 if voltage else energy,
+        operating_frequency=clock,
+        energy_per_bit=energy * (voltage / supply.nominal) ** 2 if voltage else energy,
     )
