@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any
 
 from deepflow.config.model import GemmModel, LlmModel, ModelConfig
 from deepflow.cost.operators import Cost, operator_cost
 from deepflow.errors import ConfigError, DeepFlowError
 from deepflow.hardware import Hardware
+from deepflow.record import record
 from deepflow.schedule.training import StageResult, TrainingRun, run_training
 from deepflow.workload.operators import Block, Gemm, backward
 from deepflow.workload.transformer import model_flops_per_token, parameter_count
@@ -17,7 +18,7 @@ from deepflow.workload.transformer import model_flops_per_token, parameter_count
 ASTRA_REASON = "the astra backend is not part of this version"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Column:
     """What a result column holds: type, SI unit ("" for none) and meaning."""
 
@@ -30,7 +31,7 @@ def _column(dtype: type, unit: str, doc: str, default: Any = None) -> Any:
     return field(default=default, metadata={"column": Column(dtype, unit, doc)})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Prediction:
     """The result of one point. Quantities that a workload does not have are None.
 

@@ -7,14 +7,13 @@ derived from technology and budgets (see ``deepflow/hardware``) or switched off.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from deepflow.config.option import option
+from deepflow.record import record
 
 GIB = 2**30
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SoftwareParameters:
     kernel_launch_overhead: float = option(
         "fixed cost of one kernel that is not hidden by the work before it",
@@ -46,7 +45,7 @@ class SoftwareParameters:
     )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CoreTechnology:
     """A device's compute: bundles (SMs) of multiply-accumulate units (tensor cores, "MCU")."""
 
@@ -104,7 +103,7 @@ class CoreTechnology:
     )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class DramTechnology:
     """Off-chip memory in stacks."""
 
@@ -157,7 +156,7 @@ class DramTechnology:
     num_stacks: int | None = option("stacks (default: what fits)", None, minimum=1, maximum=2**16)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SramTechnology:
     """One on-chip memory level: registers, shared memory or last-level cache."""
 
@@ -194,7 +193,7 @@ class SramTechnology:
     )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LinkTechnology:
     """A device's links to others, within a node or between nodes."""
 
@@ -225,13 +224,13 @@ class LinkTechnology:
     util: float = option("achieved fraction of the bandwidth", 1.0, above=0, maximum=1)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class NetworkTechnology:
     intra_node: LinkTechnology = option("links within a node")
     inter_node: LinkTechnology = option("links between nodes")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TechnologyParameters:
     core: CoreTechnology = option("compute")
     DRAM: DramTechnology = option("off-chip memory")
@@ -241,13 +240,13 @@ class TechnologyParameters:
     network: NetworkTechnology = option("links to other devices")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class NetworkBudget:
     intra_node: float = option("links within a node", 0.0, minimum=0)
     inter_node: float = option("links between nodes", 0.0, minimum=0)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AreaBudget:
     """Areas on the chip and on the package, in mm2."""
 
@@ -263,7 +262,7 @@ class AreaBudget:
     network: NetworkBudget = option("link circuits, in mm2", NetworkBudget())
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PowerBudget:
     """Power of each part, in W."""
 
@@ -278,7 +277,7 @@ class PowerBudget:
     network: NetworkBudget = option("links, in W", NetworkBudget())
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PerimeterBudget:
     """Fractions of the chip's edge."""
 
@@ -287,7 +286,7 @@ class PerimeterBudget:
     inter_node: float = option("links between nodes", 0.0, minimum=0, maximum=1)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SystemHierarchy:
     num_devices_per_node: int = option("devices in a node", 1, minimum=1, maximum=2**24)
     num_nodes: int = option("nodes", 1, minimum=1, maximum=2**24)
@@ -307,13 +306,13 @@ class SystemHierarchy:
     lp_inter: bool | None = option("pipeline dimension, likewise", None)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class NetworkTopology:
     inter_node: str = option("topology between nodes", "ring")
     intra_node: str = option("topology within a node", "ring")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MemoryLevelPlace:
     type: str = option("memory", choices=("SRAM-R", "SRAM-L1", "SRAM-L2", "DRAM"))
     scope: str = option(
@@ -321,7 +320,7 @@ class MemoryLevelPlace:
     )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MemoryHierarchy:
     l0: MemoryLevelPlace = option("nearest level", MemoryLevelPlace("SRAM-R", "mcu"))
     l1: MemoryLevelPlace = option("second level", MemoryLevelPlace("SRAM-L1", "mcu-bundle"))
@@ -329,7 +328,7 @@ class MemoryHierarchy:
     l3: MemoryLevelPlace = option("farthest level", MemoryLevelPlace("DRAM", "global"))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Parallelism:
     """How the work is spread over devices (``scheduling_param``, or ``parallelism``)."""
 
@@ -399,7 +398,7 @@ class Parallelism:
     kp_projection_type: int = option("-1 none, 1 CR, 2 RC", -1, choices=(-1, 1, 2))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CollectiveAlgorithms:
     all_gather: str = option(
         "algorithm",
@@ -423,7 +422,7 @@ class CollectiveAlgorithms:
     )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AstraBackend:
     backend: str = option("accepted from old files and unused", "astra")
     mode: str = option(
@@ -440,13 +439,13 @@ class AstraBackend:
     collectives: CollectiveAlgorithms = option("algorithms", CollectiveAlgorithms())
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ExecutionBackend:
     model: str = option("what times the network", "analytical", choices=("analytical", "astra"))
     astra: AstraBackend = option("the astra backend", AstraBackend())
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class HardwareConfig:
     """A hardware file after loading. ``file`` is where it came from ("" if built in code)."""
 

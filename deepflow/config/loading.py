@@ -13,6 +13,7 @@ import yaml
 
 from deepflow.config.hardware import HardwareConfig, NetworkBudget, Parallelism
 from deepflow.config.model import MODEL_MODES, GemmModel, LlmModel, LstmModel, ModelConfig
+from deepflow.config.old_style import keys_as_written, translate
 from deepflow.config.schema import (
     build,
     did_you_mean,
@@ -159,16 +160,22 @@ def load_hardware_config(
     Override keys are dotted paths inside the file (``tech_param.DRAM.bandwidth``,
     ``parallelism.tensor``), values as in YAML, unit text included. Raises ConfigError for
     anything wrong with the file or an override; issues DeepFlowWarning for budgets whose
-    parts add up to more than the whole.
+    parts add up to more than the whole. Files of the older style, one for hardware and model,
+    are accepted and translated (see ``old_style.py``); override keys are the current ones.
     """
     file = str(path)
     data = _mapping_of(read_yaml(path), file, "hardware")
-    _refuse_other_kind(data, file, wanted_model=False)
     _check_fma_spelling(data, file)
-    config = build(HardwareConfig, data, file=file)
-    config = replace(config, file=file, name=config.name or Path(path).stem)
-    config = replace_paths(config, _with_consequences(config, {}))
-    config = with_overrides(config, _canonical_overrides(config, overrides, file))
+    written: Mapping[str, str] = {}
+    older = translate(data, file)
+    if older is not None:
+        data, written = older.hardware, older.written
+    _refuse_other_kind(data, file, wanted_model=False)
+    with keys_as_written(written, overrides):
+        config = build(HardwareConfig, data, file=file)
+        config = replace(config, file=file, name=config.name or Path(path).stem)
+        config = replace_paths(config, _with_consequences(config, {}))
+        config = with_overrides(config, _canonical_overrides(config, overrides, file))
     for problem in budget_problems(config):
         warnings.warn(f"{file}: {problem}", DeepFlowWarning, stacklevel=2)
     return config
@@ -180,10 +187,14 @@ def load_model_config(
     """The model file at ``path`` with ``overrides`` put in its place.
 
     Override keys are relative to ``model_param`` (``global_batch_size``); values as in
-    YAML. Raises ConfigError for anything wrong with the file or an override.
+    YAML. Raises ConfigError for anything wrong with the file or an override. Files of the
+    older style, one for hardware and model, are accepted.
     """
     file = str(path)
     data = _mapping_of(read_yaml(path), file, "model")
+    older = translate(data, file)
+    if older is not None:
+        data = older.model or older.hardware
     _refuse_other_kind(data, file, wanted_model=True)
     for section in data:
         if section != "model_param":
@@ -229,17 +240,10 @@ def _mapping_of(data: object, file: str, kind: str, key: str = "") -> Mapping[An
 
 
 def _refuse_other_kind(data: Mapping[Any, object], file: str, *, wanted_model: bool) -> None:
-    """Tells hardware files, model files and the oldest style, one file for both, apart."""
+    """Tells hardware files and model files apart."""
     hardware_keys = {spelling for key in keys_of(HardwareConfig) for spelling in key.spellings}
     sections = sorted(hardware_keys.intersection(data) - {"name", "aliases"})
     has_model = "model_param" in data
-    if has_model and sections:
-        raise ConfigError(
-            "one file for hardware and model, the older style; move model_param to a file"
-            " of its own",
-            file=file,
-            key=f"model_param and {sections[0]}",
-        )
     if has_model and not wanted_model:
         raise ConfigError(
             "this is a model file; a hardware file is needed here", file=file, key="model_param"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from deepflow.config.option import option
+from deepflow.record import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class GemmModel:
     """One matrix multiplication ``C[M,N] = A[M,K] B[K,N]``."""
 
@@ -19,7 +18,7 @@ class GemmModel:
     name: str = option("name shown in results (default: the file's name)", "")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LstmModel:
     """A stack of recurrent layers between an embedding and a softmax."""
 
@@ -39,7 +38,7 @@ class LstmModel:
     name: str = option("name shown in results (default: the file's name)", "")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LlmModel:
     """A decoder-only transformer and the batch it is trained on."""
 

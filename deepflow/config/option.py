@@ -8,11 +8,13 @@ these descriptions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, field
 from typing import Any
 
+from deepflow.record import record
 
-@dataclass(frozen=True)
+
+@record(frozen=True)
 class Option:
     """Description of one key. Bounds are inclusive and in SI units (see ``unit``).
 

@@ -14,17 +14,18 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from deepflow.config.option import Option
 from deepflow.config.units import UNIT_EXAMPLES, parse_quantity, quantity_pattern, shown
 from deepflow.errors import ConfigError
+from deepflow.record import record
 
 Config = TypeVar("Config")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Key:
     """One declared key. ``section`` is the dataclass below it, or None for a value."""
 

@@ -6,16 +6,15 @@ that the chattiest dimension stays inside a node.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from deepflow.config.hardware import Parallelism, SystemHierarchy
 from deepflow.config.model import LlmModel
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
+from deepflow.record import record
 from deepflow.workload.transformer import multiply_accumulates_per_token
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Group:
     """Ranks that communicate with each other, and the links between them.
 
@@ -33,7 +32,7 @@ class Group:
     inter_latency: float
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class TrainingMapping:
     """A transformer's training step laid out on a machine.
 

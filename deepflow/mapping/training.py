@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from deepflow.config.model import LlmModel
 from deepflow.hardware import Hardware
 from deepflow.mapping.parallelism import TrainingMapping
 from deepflow.mapping.tensor import shard_block
+from deepflow.record import record
 from deepflow.workload.operators import Block, Collective, Elementwise, backward
 from deepflow.workload.transformer import transformer_blocks
 
 FP32 = 4
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Segment:
     """A part of the model (embedding, layer or head) on one rank.
 
@@ -27,7 +28,7 @@ class Segment:
     gradient: Block
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class TrainingStep:
     """All that one rank runs, and what it passes on.
 

@@ -10,9 +10,9 @@ the norm before any stage updates its parameters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
+from deepflow.record import record
 from deepflow.schedule.streams import CompiledGraph, StreamGraph
 
 # Kinds of tasks shared by all stages; the others are numbered by ``stage_kind``.
@@ -31,7 +31,7 @@ def stage_kind(stage: int, what: int) -> int:
     return _SHARED_KINDS + _STAGE_KINDS * stage + what
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PipelineGraph:
     """The compiled graph and the tasks that results ask about, per stage."""
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deepflow.errors import DeepFlowError
+from deepflow.record import record
 
 
 @dataclass
@@ -84,7 +85,7 @@ class StreamGraph:
         return CompiledGraph(steps, tuple(self.label), tuple(self.stream), tuple(self.kind))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CompiledGraph:
     """An executable task graph: ``steps`` are (task, kind, ((task, delay kind), ...))."""
 

@@ -6,14 +6,13 @@ and ``deepflow.explain`` shows it in words.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from deepflow.config.model import LlmModel
 from deepflow.cost.memory import MemoryUse, stage_memory, stage_parameters
 from deepflow.cost.operators import Cost, OperatorCost, block_cost, operator_cost, total
 from deepflow.hardware import Hardware
 from deepflow.mapping.parallelism import Group, TrainingMapping, map_training
 from deepflow.mapping.training import TrainingStep, training_step, update_block
+from deepflow.record import record
 from deepflow.schedule import pipeline
 from deepflow.schedule.pipeline import PipelineGraph, pipeline_graph, stage_kind
 from deepflow.workload.operators import Collective
@@ -21,7 +20,7 @@ from deepflow.workload.operators import Collective
 SEGMENTS = ("embedding", "layer", "head")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SegmentCosts:
     """Costs of one embedding, layer or head on one rank, per operator and in sum."""
 
@@ -33,7 +32,7 @@ class SegmentCosts:
     gradient_total: Cost
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class StageResult:
     """One pipeline stage on one device, over the whole step.
 
@@ -51,7 +50,7 @@ class StageResult:
     memory: MemoryUse
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TrainingRun:
     """Everything known about one training step. ``time`` in seconds."""
 

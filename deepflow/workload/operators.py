@@ -17,8 +17,9 @@ Operators say how tensor parallelism may cut them (``Cut``):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from deepflow.record import record
 
 
 class Cut(Enum):
@@ -29,7 +30,7 @@ class Cut(Enum):
     WHOLE = "whole"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Gemm:
     """``C[m,n] = A[m,k] B[k,n]``; ``weight`` when B is a parameter matrix that has a gradient."""
 
@@ -45,7 +46,7 @@ class Gemm:
         return 2.0 * self.m * self.k * self.n
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Attention:
     """Fused causal self-attention over ``batch`` sequences of ``seq_len`` tokens.
 
@@ -86,7 +87,7 @@ class Attention:
         return once if self.passes == 2 else 2.0 * once + queries
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Elementwise:
     """Kernels limited by memory traffic: norms, activations, residuals, losses, updates.
 
@@ -106,7 +107,7 @@ class Elementwise:
     output_elements: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Collective:
     """Communication over one parallel dimension (``group``: tensor, data, pipeline).
 
@@ -126,7 +127,7 @@ class Collective:
 Operator = Gemm | Attention | Elementwise | Collective
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Block:
     """A chain of operators with the parameters and saved activations of one instance.
 

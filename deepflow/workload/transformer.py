@@ -8,15 +8,16 @@ position embedding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from deepflow.config.model import LlmModel
+from deepflow.record import record
 from deepflow.workload.operators import Attention, Block, Cut, Elementwise, Gemm, Operator
 
 FP32 = 4
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Traffic:
     """Memory traffic of one element-wise step: bytes per element and kernels, both passes."""
 
@@ -26,7 +27,7 @@ class Traffic:
     backward_kernels: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class TransformerBlocks:
     """The three blocks of a model for one microbatch."""
 
