@@ -18,8 +18,8 @@ else:
     def record(*, frozen: bool):
         """Class decorator in the place of ``dataclass(frozen=True)``.
 
-        Positional and keyword arguments, defaults, ``__post_init__``, equality, hash and repr
-        work as there. Default factories and mutable records are not offered.
+        Positional and keyword arguments, defaults, equality, hash and repr work as there.
+        Default factories, ``__post_init__`` and mutable records are not offered.
         """
         if not frozen:
             raise TypeError("records are frozen")
@@ -40,14 +40,12 @@ def _decorate(cls: Any) -> Any:
 
 
 def _init(self: Any, *positional: Any, **given: Any) -> None:
-    cls = type(self)
-    names = cls._names
-    values = {**cls._defaults, **dict(zip(names, positional, strict=False)), **given}
-    if len(values) != len(names) or len(positional) > len(names):
-        raise TypeError(_wrong_arguments(cls, values, len(positional)))
+    names = self._names
+    first = dict(zip(names, positional, strict=False))
+    values = {**self._defaults, **first, **given}
+    if len(values) != len(names) or len(positional) > len(first) or first.keys() & given.keys():
+        raise TypeError(_wrong_arguments(type(self), values, len(positional)))
     self.__dict__.update(values)
-    if hasattr(cls, "__post_init__"):
-        self.__post_init__()
 
 
 def _wrong_arguments(cls: Any, values: dict[str, Any], positional: int) -> str:
