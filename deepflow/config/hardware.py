@@ -7,10 +7,16 @@ derived from technology and budgets (see ``deepflow/hardware``) or switched off.
 
 from __future__ import annotations
 
+from itertools import permutations
+
 from deepflow.config.option import option
 from deepflow.record import record
 
 GIB = 2**30
+
+# Dimensions of the parallel array of devices: kernel (tensor) twice, data, layers (pipeline).
+PARALLEL_DIMENSIONS = ("kp1", "kp2", "dp", "lp")
+LAYOUTS = ("none", "auto", *("-".join(order) for order in permutations(PARALLEL_DIMENSIONS)))
 
 
 @record(frozen=True)
@@ -304,6 +310,13 @@ class SystemHierarchy:
     kp2_inter: bool | None = option("second kernel dimension, likewise", None)
     dp_inter: bool | None = option("data dimension, likewise", None)
     lp_inter: bool | None = option("pipeline dimension, likewise", None)
+    layout: str = option(
+        "order in which parallel dimensions are laid out on nodes that are square meshes, e.g."
+        " kp1-dp-lp-kp2 (kp1 is tensor where that is given); auto: the best one; either sets the"
+        " derates and *_inter; none: they are as given",
+        "none",
+        choices=LAYOUTS,
+    )
 
 
 @record(frozen=True)

@@ -74,6 +74,14 @@ def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
     pipeline = asked.pipeline
     devices = system.num_devices_per_node * system.num_nodes
     data = _data_degree(asked, tensor, pipeline, devices, system)
+    if system.layout != "none":
+        from deepflow.mapping.layout import Degrees, with_layout
+
+        kp1, kp2 = asked.kp1 or 1, asked.kp2 or 1
+        if kp1 * kp2 != tensor:
+            kp1, kp2 = tensor, 1
+        hardware = with_layout(hardware, Degrees(kp1, kp2, data, pipeline))
+        system = hardware.config.system_hierarchy
     _check_divides("model.num_heads", model.num_heads, "parallelism.tensor", tensor)
     _check_divides("the feed-forward width", model.feed_forward_dim, "parallelism.tensor", tensor)
     if model.kv_heads % tensor and tensor % model.kv_heads:

@@ -1,0 +1,319 @@
+"""Placement of parallel dimensions on wafers, and what sharing of links costs them.
+
+A node is a wafer: a square mesh of ``wafer_dim`` x ``wafer_dim`` devices. The four parallel
+dimensions (kp1, kp2, dp, lp) form a 4-D array of devices, and a layout says in which order its
+dimensions are laid down:
+
+- The first one snakes along columns: up the first, down the second, ...
+- What is placed so far is a block; every further dimension repeats it along x and, where a row
+  of blocks is full, snakes back in the next row of blocks.
+- What a wafer cannot hold goes to the next wafers, which are filled like the first.
+
+A dimension takes the largest of its divisors that fits, so blocks are rectangles without holes.
+
+Neighbours along a dimension exchange data: a ring for kp1, kp2 and dp (two members share one
+link; of more, the last closes the ring through the mesh), a chain for lp. Transfers move along
+x, then along y. Between wafers they leave at the edge x = wafer_dim - 1 of the lower wafer,
+where every row has a link, and enter the higher one at x = 0, or the other way round, after
+they moved to the row of their destination. A derate is the number of transfers on the busiest
+link when all dimensions communicate at once: each of them then gets 1 / derate of its bandwidth.
+
+What a transfer is charged to follows the DeepFlow research code, so that derates compare with
+published ones: along x the link that it passes, whatever the direction; along y the port of
+every device that sends it on, one port for both directions; between wafers the link of the row
+where its end on the lower wafer is. Charging the very links of the path would lower the derate
+within wafers by one in 15 of 511 recorded layouts and raise the other, at most twofold, in 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache, reduce
+from itertools import permutations
+from math import isqrt
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from deepflow.config import with_overrides
+from deepflow.config.hardware import PARALLEL_DIMENSIONS, HardwareConfig
+from deepflow.errors import InfeasiblePoint
+from deepflow.hardware import Hardware
+from deepflow.record import record
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Degrees(NamedTuple):
+    """Parallel degrees: two kernel (tensor) dimensions, data, and layers (pipeline stages)."""
+
+    kp1: int = 1
+    kp2: int = 1
+    dp: int = 1
+    lp: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        return self.kp1 * self.kp2 * self.dp * self.lp
+
+    def of(self, dimension: str) -> int:
+        """The degree of a dimension by its name."""
+        return self[PARALLEL_DIMENSIONS.index(dimension)]
+
+
+@record(frozen=True)
+class Placement:
+    """Where devices are: wafer, column x and row y (0 .. wafer_dim - 1).
+
+    Arrays have one axis per dimension of ``order``, of the length of its degree.
+    """
+
+    order: tuple[str, ...]
+    wafer_dim: int
+    num_wafers: int
+    wafer: IntArray
+    x: IntArray
+    y: IntArray
+
+
+@record(frozen=True)
+class Loads:
+    """Number of transfers on every link.
+
+    ``along_x[wafer, y, x]``: the link between columns x and x + 1. ``along_y[wafer, x, y]``: the
+    port of device (x, y) to its column. ``between_wafers[wafer, y]``: the link of row y to higher
+    wafers. ``crossing``: dimensions with neighbours on different wafers.
+    """
+
+    along_x: IntArray
+    along_y: IntArray
+    between_wafers: IntArray
+    crossing: frozenset[str]
+
+
+@record(frozen=True)
+class Layout:
+    """An order of the dimensions and its cost; dimensions of degree 1 stand last.
+
+    Derates are divisors of a device's bandwidth within and between wafers; 0 where no transfer
+    uses that network.
+    """
+
+    order: tuple[str, ...]
+    intra_derate: int
+    inter_derate: int
+    crossing: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """As ``system_hierarchy.layout`` has it."""
+        return "-".join(self.order)
+
+
+def place(degrees: Degrees, order: tuple[str, ...], wafer_dim: int) -> Placement:
+    """Coordinates of every device for ``order``, a permutation of all four dimensions.
+
+    Uses as many wafers as it takes; see the module's description for the rules.
+    """
+    width = height = wafers = 1
+    offsets = []
+    for position, dimension in enumerate(order):
+        degree = degrees.of(dimension)
+        if position == 0:
+            rows = _largest_divisor(degree, wafer_dim)
+            columns = _largest_divisor(degree // rows, wafer_dim)
+        else:
+            columns = _largest_divisor(degree, wafer_dim // width)
+            rows = _largest_divisor(degree // columns, wafer_dim // height)
+        wafer, block = np.divmod(np.arange(degree), rows * columns)
+        if position == 0:
+            column, row = _snake(block, rows)
+        else:
+            row, column = _snake(block, columns)
+        # Blocks are never mirrored, so a device's coordinates add up over the dimensions.
+        offsets.append((wafer * wafers, column * width, row * height))
+        width, height = width * columns, height * rows
+        wafers *= degree // (rows * columns)
+    wafer, x, y = (reduce(np.add.outer, parts) for parts in zip(*offsets, strict=True))
+    return Placement(order, wafer_dim, wafers, wafer, x, y)
+
+
+def routed_loads(placement: Placement) -> Loads:
+    """Routes the transfers of all dimensions at once and counts them on every link."""
+    dim = placement.wafer_dim
+    # Counted as differences: +1 where a run of links begins, -1 behind its end.
+    along_x = np.zeros((placement.num_wafers, dim, dim + 1), dtype=np.int64)
+    along_y = np.zeros((placement.num_wafers, dim, dim + 1), dtype=np.int64)
+    between_wafers = np.zeros((placement.num_wafers, dim), dtype=np.int64)
+    crossing = set()
+    for axis, dimension in enumerate(placement.order):
+        closed = dimension != "lp" and placement.x.shape[axis] > 2
+        from_wafer, to_wafer = _neighbours(placement.wafer, axis, closed)
+        from_x, to_x = _neighbours(placement.x, axis, closed)
+        from_y, to_y = _neighbours(placement.y, axis, closed)
+        leaves, up = from_wafer != to_wafer, from_wafer < to_wafer
+        turn = np.where(leaves, np.where(up, dim - 1, 0), to_x)
+        _charge(along_x, from_wafer, from_y, np.minimum(from_x, turn), np.maximum(from_x, turn))
+        down = to_y < from_y
+        _charge(
+            along_y,
+            from_wafer,
+            turn,
+            np.where(down, to_y + 1, from_y),
+            np.where(down, from_y + 1, to_y),
+        )
+        if leaves.any():
+            crossing.add(dimension)
+            lower_wafer, lower_y = np.where(up, (from_wafer, from_y), (to_wafer, to_y))
+            np.add.at(between_wafers, (lower_wafer[leaves], lower_y[leaves]), 1)
+            entry = np.where(leaves, np.where(up, 0, dim - 1), to_x)
+            _charge(along_x, to_wafer, to_y, np.minimum(entry, to_x), np.maximum(entry, to_x))
+    return Loads(
+        along_x.cumsum(axis=2)[:, :, :-1],
+        along_y.cumsum(axis=2)[:, :, :-1],
+        between_wafers,
+        frozenset(crossing),
+    )
+
+
+@lru_cache(maxsize=4096)
+def make_layout(
+    degrees: Degrees, order: tuple[str, ...], wafer_dim: int, num_wafers: int
+) -> Layout:
+    """Places and routes ``order``, a permutation of all four dimensions.
+
+    Raises:
+        InfeasiblePoint: it needs more wafers than ``num_wafers``.
+    """
+    order = tuple(sorted(order, key=lambda dimension: degrees.of(dimension) == 1))
+    placement = place(degrees, order, wafer_dim)
+    if placement.num_wafers > num_wafers:
+        shape = " x ".join(f"{name} {degrees.of(name)}" for name in order)
+        raise InfeasiblePoint(
+            f"layout {shape} needs {placement.num_wafers} nodes of {wafer_dim} x {wafer_dim}"
+            f" devices, and system_hierarchy.num_nodes is {num_wafers}"
+        )
+    loads = routed_loads(placement)
+    return Layout(
+        order,
+        intra_derate=int(max(loads.along_x.max(), loads.along_y.max())),
+        inter_derate=int(loads.between_wafers.max()),
+        crossing=loads.crossing,
+    )
+
+
+def layouts(degrees: Degrees, wafer_dim: int, num_wafers: int) -> Iterator[Layout]:
+    """Every order of the dimensions of degree above 1 that fits on the wafers.
+
+    Orders of equal sizes are kept apart: which dimension is the inner one changes what crosses
+    wafers, and chain or ring what a link carries.
+    """
+    split = [name for name in PARALLEL_DIMENSIONS if degrees.of(name) > 1]
+    whole = tuple(name for name in PARALLEL_DIMENSIONS if degrees.of(name) == 1)
+    for order in permutations(split):
+        try:
+            yield make_layout(degrees, order + whole, wafer_dim, num_wafers)
+        except InfeasiblePoint:
+            continue
+
+
+@lru_cache(maxsize=4096)
+def best_layout(degrees: Degrees, wafer_dim: int, num_wafers: int) -> Layout:
+    """The layout that keeps within wafers what communicates most, then has the least derates.
+
+    Kernel dimensions communicate in every operator, data once a step, layers only at stage
+    boundaries. Among equals the derate between wafers counts first, where links are slower.
+
+    Raises:
+        InfeasiblePoint: no order fits on the wafers.
+    """
+    found = list(layouts(degrees, wafer_dim, num_wafers))
+    if not found:
+        shape = " x ".join(f"{name} {degrees.of(name)}" for name in PARALLEL_DIMENSIONS)
+        raise InfeasiblePoint(
+            f"no layout of {shape} fits on {num_wafers} nodes of {wafer_dim} x {wafer_dim} devices"
+        )
+    return min(
+        found,
+        key=lambda layout: (
+            len(layout.crossing & {"kp1", "kp2"}),
+            "dp" in layout.crossing,
+            "lp" in layout.crossing,
+            layout.inter_derate,
+            layout.intra_derate,
+        ),
+    )
+
+
+def layout_derates(config: HardwareConfig, degrees: Degrees, name: str) -> dict[str, object]:
+    """Derates and crossings of a layout as canonical overrides of ``system_hierarchy``.
+
+    ``name``: "auto" or an order such as "kp1-dp-lp-kp2". A derate of 0 says that the network
+    within nodes is not used at all; an unused one between nodes is not divided.
+
+    Raises:
+        InfeasiblePoint: nodes are not square, or the layout does not fit on them.
+    """
+    system = config.system_hierarchy
+    wafer_dim = isqrt(system.num_devices_per_node)
+    if wafer_dim * wafer_dim != system.num_devices_per_node:
+        raise InfeasiblePoint(
+            f"system_hierarchy.layout {name} needs nodes that are square meshes, and"
+            f" system_hierarchy.num_devices_per_node {system.num_devices_per_node} is no square"
+        )
+    if name == "auto":
+        layout = best_layout(degrees, wafer_dim, system.num_nodes)
+    else:
+        layout = make_layout(degrees, tuple(name.split("-")), wafer_dim, system.num_nodes)
+    return {
+        "system_hierarchy.intra_derate": float(layout.intra_derate),
+        "system_hierarchy.inter_derate": float(max(layout.inter_derate, 1)),
+        **{
+            f"system_hierarchy.{dimension}_inter": dimension in layout.crossing
+            for dimension in PARALLEL_DIMENSIONS
+        },
+    }
+
+
+def with_layout(hardware: Hardware, degrees: Degrees) -> Hardware:
+    """``hardware`` with the derates and crossings of the layout that its file asks for.
+
+    The device itself stays: derates divide what its links offer. Without a layout, derates and
+    crossings are those of the file.
+
+    Raises:
+        InfeasiblePoint: nodes are not square, or the layout does not fit on them.
+    """
+    name = hardware.config.system_hierarchy.layout
+    if name == "none":
+        return hardware
+    derates = layout_derates(hardware.config, degrees, name)
+    return replace(hardware, config=with_overrides(hardware.config, derates))
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
+
+
+def _snake(index: IntArray, length: int) -> tuple[IntArray, IntArray]:
+    """(line, place in the line) when every second line runs backwards."""
+    line, place_in_line = np.divmod(index, length)
+    return line, np.where(line % 2, length - 1 - place_in_line, place_in_line)
+
+
+def _neighbours(coordinate: IntArray, axis: int, closed: bool) -> tuple[IntArray, IntArray]:
+    """Flat coordinates of the two ends of every transfer along ``axis``, in its direction."""
+    along = np.moveaxis(coordinate, axis, 0)
+    if closed:
+        return along.ravel(), np.roll(along, -1, axis=0).ravel()
+    return along[:-1].ravel(), along[1:].ravel()
+
+
+def _charge(
+    differences: IntArray, wafer: IntArray, line: IntArray, begin: IntArray, end: IntArray
+) -> None:
+    """Counts one transfer each on the links ``begin`` to ``end`` - 1 of a row or column."""
+    np.add.at(differences, (wafer, line, begin), 1)
+    np.add.at(differences, (wafer, line, end), -1)
