@@ -1,0 +1,293 @@
+"""Predictions beside measurements: every row of a table, with its error.
+
+Rows are recognised by their columns. A training run states its model (``n_layers``, ``hidden``,
+``heads``, ...), layout (``tp``, ``pp``, ``dp``, ``micro_batch``, ...) and ``metric``; a matrix
+multiplication states ``op`` = gemm, ``m``, ``n``, ``k`` and ``dtype``. The machine is found by
+the ``hardware`` or ``gpu`` value among the names and aliases of the hardware files.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from deepflow.config import (
+    HardwareConfig,
+    canonical_override,
+    load_hardware_config,
+    read_yaml,
+    with_overrides,
+)
+from deepflow.config.model import GemmModel, LlmModel
+from deepflow.errors import ConfigError, DeepFlowError
+from deepflow.hardware import derive_hardware
+from deepflow.predict import Prediction, predict
+from deepflow.record import record
+from deepflow.workload.transformer import parameter_count
+
+HARDWARE_FILES = "configs/hardware-config/*.yaml"
+ADDED_COLUMNS = ("predicted", "error_percent", "not_predicted")
+PEAK_PRECISIONS = ("bfloat16", "float16", "bf16", "fp16")
+
+
+@record(frozen=True)
+class Metric:
+    """A measured quantity: the prediction's column and how many of the row's units it holds."""
+
+    column: str
+    scale: float = 1.0
+
+
+TRAINING_METRICS = {
+    "tok_per_s_per_gpu": Metric("tokens_per_second_per_device"),
+    "throughput": Metric("tokens_per_second"),
+    "step_time": Metric("time_s"),
+    "step_time_derived": Metric("time_s"),
+    "iteration_time": Metric("time_s"),
+    "model_tflops_per_gpu": Metric("flops_per_second_per_device", 1e-12),
+    "mfu": Metric("model_flops_utilization", 100.0),
+}
+
+
+@record(frozen=True)
+class ValidatedRow:
+    """A row of the table with what was predicted for it, in the row's unit."""
+
+    row: dict[str, str]
+    group: str
+    measured: float | None
+    predicted: float | None
+    not_predicted: str
+
+    @property
+    def error_percent(self) -> float | None:
+        """Signed, of the measured value."""
+        if self.predicted is None or not self.measured:
+            return None
+        return 100 * (self.predicted / self.measured - 1)
+
+    def as_row(self) -> dict[str, Any]:
+        error = self.error_percent
+        return self.row | {
+            "predicted": "" if self.predicted is None else f"{self.predicted:.6g}",
+            "error_percent": "" if error is None else f"{error:.3f}",
+            "not_predicted": self.not_predicted,
+        }
+
+
+@record(frozen=True)
+class GroupError:
+    """Errors of the predicted rows of one group, in per cent of the measured values."""
+
+    group: str
+    rows: int
+    predicted: int
+    median_absolute: float | None
+    mean_absolute: float | None
+    percentile_90: float | None
+    median_signed: float | None
+
+
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, gzip-compressed if its name ends in .gz.
+
+    Raises:
+        ConfigError: the file is missing, empty, or no CSV table.
+    """
+    file = str(path)
+    try:
+        opened = (
+            gzip.open(file, "rt", encoding="utf-8", newline="")
+            if file.endswith(".gz")
+            else open(file, encoding="utf-8", newline="")
+        )
+        with opened as lines:
+            rows = list(csv.DictReader(lines))
+    except FileNotFoundError:
+        raise ConfigError("no such file", file=file) from None
+    except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
+        raise ConfigError(f"cannot be read as a CSV table: {error}", file=file) from None
+    if not rows:
+        raise ConfigError("has no rows", file=file)
+    return rows
+
+
+def validate_table(
+    rows: Iterable[Mapping[str, str]],
+    hardware_file: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Iterator[ValidatedRow]:
+    """Predicts every row; one that cannot be predicted says why.
+
+    ``hardware_file`` is used for all rows instead of the row's own machine. ``overrides`` are
+    hardware paths and values for all rows, such as what is known of the framework.
+    """
+    machines = _Machines(hardware_file, overrides or {})
+    for row in rows:
+        yield _validate(dict(row), machines)
+
+
+def summarize(rows: Iterable[ValidatedRow]) -> list[GroupError]:
+    """Errors by group, in the order of appearance."""
+    groups: dict[str, list[ValidatedRow]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return [_group_error(group, members) for group, members in groups.items()]
+
+
+def summary_text(groups: Iterable[GroupError]) -> str:
+    """``summarize`` as a table for a terminal."""
+    heads = " ".join(f"{head:>9}" for head in ("predicted", "median", "mean", "90 %", "bias"))
+    lines = [f"{'group':44} {'rows':>6} {heads}"]
+    for item in groups:
+        figures = (
+            item.median_absolute,
+            item.mean_absolute,
+            item.percentile_90,
+            item.median_signed,
+        )
+        shown = " ".join(f"{'-' if value is None else f'{value:.1f} %':>9}" for value in figures)
+        lines.append(f"{item.group:44} {item.rows:>6} {item.predicted:>9} {shown}")
+    return "\n".join(lines)
+
+
+class _Machines:
+    """Hardware files by the names that tables use, loaded when a row asks for one."""
+
+    def __init__(self, file: str | None, overrides: Mapping[str, object]) -> None:
+        self._fixed = None if file is None else load_hardware_config(file)
+        self._overrides = overrides
+        self._files: dict[str, Path] = {}
+        self._loaded: dict[Path, HardwareConfig] = {}
+        for path in sorted(Path().glob(HARDWARE_FILES)):
+            content = read_yaml(path)
+            for name in (content.get("name") or path.stem, *content.get("aliases", ())):
+                self._files[_plain(name)] = path
+
+    def find(self, name: str, changes: Mapping[str, object]) -> HardwareConfig:
+        """The machine of a row, with the row's own changes and those for all rows."""
+        config = self._fixed or self._load(name)
+        every = {f"scheduling_param.{key}": value for key, value in changes.items()}
+        every |= self._overrides
+        return with_overrides(
+            config, dict(canonical_override(config, key, value) for key, value in every.items())
+        )
+
+    def _load(self, name: str) -> HardwareConfig:
+        path = self._files.get(_plain(name))
+        if path is None:
+            raise DeepFlowError(f"no hardware file has the name or alias {name!r}")
+        if path not in self._loaded:
+            self._loaded[path] = load_hardware_config(path)
+        return self._loaded[path]
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _validate(row: dict[str, str], machines: _Machines) -> ValidatedRow:
+    group, measured, predicted, reason = "other rows", None, None, ""
+    try:
+        if row.get("op") == "gemm":
+            group = f"{row.get('gpu') or row.get('hardware', '')} gemm {row.get('dtype', '')}"
+            measured = float(row["latency_us"])
+            predicted = _gemm_microseconds(row, machines)
+        elif row.get("run_type") == "train":
+            group = f"{row.get('hardware', '')} {row.get('metric', '')}"
+            measured = float(row["measured_value"])
+            metric = TRAINING_METRICS.get(row["metric"])
+            if metric is None:
+                raise DeepFlowError(f"metric {row['metric']!r} is not predicted")
+            value = getattr(_training(row, machines), metric.column)
+            predicted = value * metric.scale
+        else:
+            raise DeepFlowError("the columns describe neither a training run nor a GEMM")
+    except DeepFlowError as error:
+        reason = str(error)
+    except (KeyError, ValueError) as error:
+        reason = f"a column is missing or not a number: {error}"
+    return ValidatedRow(row, group, measured, predicted, reason)
+
+
+def _gemm_microseconds(row: Mapping[str, str], machines: _Machines) -> float:
+    if row["dtype"] not in PEAK_PRECISIONS:
+        raise DeepFlowError(f"no peak rate is known for dtype {row['dtype']!r}")
+    hardware = derive_hardware(machines.find(row.get("gpu") or row["hardware"], {}))
+    model = GemmModel(M=int(row["m"]), K=int(row["k"]), N=int(row["n"]))
+    time = predict(hardware, model).time_s
+    assert time is not None
+    return time * 1e6
+
+
+def _training(row: Mapping[str, str], machines: _Machines) -> Prediction:
+    devices = int(row["n_gpus"])
+    layout: dict[str, object] = {
+        "tensor": int(row["tp"]),
+        "pipeline": int(row["pp"]),
+        "data": int(row["dp"]),
+        "zero": int(row.get("zero") or 0),
+        "sequence_parallel": row.get("sp", "").startswith("True"),
+        "recompute": "full" if row.get("recompute") == "full" else "none",
+    }
+    if row.get("micro_batch"):
+        layout["micro_batch_size"] = int(row["micro_batch"])
+    for name in ("cp", "ep"):
+        if row.get(name, "1") not in ("", "1"):
+            raise DeepFlowError(f"{name} = {row[name]} is not modelled")
+    config = machines.find(row["hardware"], layout)
+    per_node = min(devices, config.system_hierarchy.num_devices_per_node)
+    config = with_overrides(
+        config,
+        {
+            "system_hierarchy.num_devices_per_node": per_node,
+            "system_hierarchy.num_nodes": -(-devices // per_node),
+        },
+    )
+    return predict(derive_hardware(config), _model(row))
+
+
+def _model(row: Mapping[str, str]) -> LlmModel:
+    """The row's model; a gate in the feed-forward layer is told by the parameter count."""
+
+    def build(activation: str) -> LlmModel:
+        return LlmModel(
+            global_batch_size=int(row["global_batch"]),
+            seq_len=int(row["seq_len"]),
+            hidden_dim=int(row["hidden"]),
+            num_heads=int(row["heads"]),
+            num_kv_heads=int(row.get("kv_heads") or row["heads"]),
+            ffn_dim=int(row["ffn_dim"]),
+            vocab_size=int(row["vocab"]),
+            num_layers=int(row["n_layers"]),
+            tie_embeddings=row.get("tie_embeddings") == "True",
+            activation=activation,
+            normalization="rmsnorm" if activation == "swiglu" else "layernorm",
+            position_embedding="rotary" if activation == "swiglu" else "learned",
+            name=row.get("model", ""),
+        )
+
+    stated = float(row["params"])
+    return min(
+        (build("swiglu"), build("gelu")), key=lambda model: abs(parameter_count(model) - stated)
+    )
+
+
+def _group_error(group: str, rows: list[ValidatedRow]) -> GroupError:
+    signed = sorted(row.error_percent for row in rows if row.error_percent is not None)
+    absolute = sorted(abs(error) for error in signed)
+    if not absolute:
+        return GroupError(group, len(rows), 0, None, None, None, None)
+    return GroupError(
+        group,
+        len(rows),
+        len(absolute),
+        statistics.median(absolute),
+        statistics.fmean(absolute),
+        absolute[min(len(absolute) - 1, int(0.9 * len(absolute)))],
+        statistics.median(signed),
+    )

@@ -1,0 +1,112 @@
+"""Tables of measurements are recognised, predicted row by row, and summed up honestly."""
+
+import gzip
+import re
+
+import pytest
+
+from deepflow.errors import ConfigError
+from deepflow.validate import ADDED_COLUMNS, read_table, summarize, validate_table
+
+TABLE = "tests/data/measured/train_h100_ultrascale_first_200_rows.csv"
+TRAINING = {
+    "hardware": "H100 SXM5 80GB",
+    "run_type": "train",
+    "n_gpus": "16",
+    "params": "6740000000",
+    "n_layers": "32",
+    "hidden": "4096",
+    "heads": "32",
+    "kv_heads": "32",
+    "ffn_dim": "11008",
+    "vocab": "32000",
+    "seq_len": "4096",
+    "global_batch": "64",
+    "micro_batch": "1",
+    "tp": "2",
+    "pp": "2",
+    "dp": "4",
+    "zero": "1",
+    "sp": "True",
+    "metric": "step_time",
+    "measured_value": "10",
+}
+GEMM = {"gpu": "h100_sxm", "op": "gemm", "dtype": "bfloat16", "m": "4096", "n": "4096", "k": "4096"}
+
+
+def one(row):
+    return next(validate_table([row]))
+
+
+def test_units_of_a_row_are_respected():
+    """Step time, tokens/s and TFLOP/s of one run are the same prediction."""
+    time = one(TRAINING).predicted
+    rate = one(TRAINING | {"metric": "tok_per_s_per_gpu"}).predicted
+    assert rate * time * 16 == pytest.approx(64 * 4096)
+    teraflops = one(TRAINING | {"metric": "model_tflops_per_gpu"}).predicted
+    utilization = one(TRAINING | {"metric": "mfu"}).predicted
+    assert utilization == pytest.approx(100 * teraflops * 1e12 / 989.4e12, rel=1e-3)
+    assert 10 < one(GEMM | {"latency_us": "200"}).predicted < 1000
+
+
+def test_errors_are_signed_and_relative_to_the_measurement():
+    row = one(TRAINING)
+    doubled = one(TRAINING | {"measured_value": str(row.predicted / 2)})
+    assert doubled.error_percent == pytest.approx(100)
+    halved = one(TRAINING | {"measured_value": str(row.predicted * 2)})
+    assert halved.error_percent == pytest.approx(-50)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (TRAINING | {"hardware": "H900"}, "H900"),
+        (TRAINING | {"metric": "wind_speed"}, "wind_speed"),
+        (TRAINING | {"tp": "3"}, "tensor 3"),
+        (TRAINING | {"hidden": "wide"}, "wide"),
+        (TRAINING | {"cp": "2"}, "cp = 2"),
+        (GEMM | {"latency_us": "1", "dtype": "fp8"}, "fp8"),
+        ({"colour": "blue"}, "neither"),
+    ],
+)
+def test_a_row_that_cannot_be_predicted_says_why(row, reason):
+    result = one(row)
+    assert result.predicted is None and result.error_percent is None
+    assert re.search(reason, result.not_predicted)
+
+
+def test_overrides_hold_for_all_rows():
+    slower = next(validate_table([TRAINING], None, {"tech_param.core.util": 0.3}))
+    assert slower.predicted > one(TRAINING).predicted * 1.3
+
+
+def test_groups_count_every_row_and_summarise_the_predicted_ones():
+    rows = [TRAINING, TRAINING | {"measured_value": "20"}, TRAINING | {"tp": "3"}]
+    (group,) = summarize(list(validate_table(rows)))
+    assert (group.rows, group.predicted) == (3, 2)
+    assert group.mean_absolute >= 0 and group.median_absolute >= 0
+
+
+def test_tables_are_read_plain_and_compressed(tmp_path):
+    plain = read_table(TABLE)
+    assert len(plain) == 200
+    compressed = tmp_path / "table.csv.gz"
+    with open(TABLE, "rb") as source, gzip.open(compressed, "wb") as target:
+        target.write(source.read())
+    assert read_table(compressed) == plain
+
+
+@pytest.mark.parametrize("content", [None, b"", b"a,b\n", b"\xff\xfe\x00\x01", b"\x1f\x8b broken"])
+def test_unreadable_tables_are_named(tmp_path, content):
+    path = tmp_path / "table.csv.gz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"table\.csv\.gz"):
+        read_table(path)
+
+
+def test_added_columns_stand_beside_the_row():
+    row = one(TRAINING).as_row()
+    assert list(row)[-3:] == list(ADDED_COLUMNS)
+    assert list(row)[:-3] == list(TRAINING)
+    assert row["not_predicted"] == ""
