@@ -1,0 +1,30 @@
+"""Runs every benchmark and prints one table with the machine it was measured on."""
+
+from __future__ import annotations
+
+import argparse
+
+import in_process
+import shards
+import sweep_overhead
+from measure import describe_machine, print_table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--points", type=int, default=1000, help="points of the per-point sweep, a multiple of 200"
+    )
+    parser.add_argument(
+        "--shard-points", type=int, default=10_000, help="points of the sharded sweep, likewise"
+    )
+    arguments = parser.parse_args()
+    rows = in_process.measure()
+    rows += sweep_overhead.measure(arguments.points)
+    rows += shards.measure(arguments.shard_points)
+    print(describe_machine(), end="\n\n")
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
