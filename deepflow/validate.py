@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import statistics
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,16 +102,12 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
     """
     file = str(path)
     try:
-        opened = (
-            gzip.open(file, "rt", encoding="utf-8", newline="")
-            if file.endswith(".gz")
-            else open(file, encoding="utf-8", newline="")
-        )
-        with opened as lines:
-            rows = list(csv.DictReader(lines))
+        content = Path(path).read_bytes()
+        text = (gzip.decompress(content) if file.endswith(".gz") else content).decode("utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except FileNotFoundError:
         raise ConfigError("no such file", file=file) from None
-    except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
         raise ConfigError(f"cannot be read as a CSV table: {error}", file=file) from None
     if not rows:
         raise ConfigError("has no rows", file=file)

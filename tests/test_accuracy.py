@@ -1,11 +1,11 @@
 """Predictions against measurements that nothing was fitted to."""
 
-import csv
 import statistics
 
 from deepflow.config import load_model_config
 from deepflow.hardware import load_hardware
 from deepflow.predict import predict
+from deepflow.validate import read_table
 
 # What the framework of the study does, for all rows alike: nanotron gives pipeline stages
 # equal FLOPs, the head counted in.
@@ -43,9 +43,8 @@ def predicted_tokens_per_second_per_device(row):
 
 
 def test_h100_training_runs_are_predicted_within_30_percent_in_the_median():
-    path = "tests/data/measured/train_h100_ultrascale_first_200_rows.csv"
-    with open(path, encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["metric"] == "tok_per_s_per_gpu"]
+    table = read_table("tests/data/measured/train_h100_ultrascale_first_200_rows.csv")
+    rows = [row for row in table if row["metric"] == "tok_per_s_per_gpu"]
     assert len(rows) == 34
     errors = [
         abs(predicted_tokens_per_second_per_device(row) / float(row["measured_value"]) - 1)

@@ -1,6 +1,7 @@
 """The schedule of a pipelined step, against closed forms and laws."""
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -84,7 +85,7 @@ def test_every_pass_runs_once_and_streams_never_overlap(
         start = ends[task] - durations[compiled.kind[task]]
         by_stream.setdefault(stream, []).append((start, ends[task]))
     for spans in by_stream.values():
-        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        for (_, end), (start, _) in pairwise(spans):
             assert start >= end - 1e-12
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+from pathlib import Path
 
 import pytest
 
@@ -91,8 +92,7 @@ def test_tables_are_read_plain_and_compressed(tmp_path):
     plain = read_table(TABLE)
     assert len(plain) == 200
     compressed = tmp_path / "table.csv.gz"
-    with open(TABLE, "rb") as source, gzip.open(compressed, "wb") as target:
-        target.write(source.read())
+    compressed.write_bytes(gzip.compress(Path(TABLE).read_bytes()))
     assert read_table(compressed) == plain
 
 
