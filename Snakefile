@@ -1,0 +1,18 @@
+# Entry of the workflow: predicts design spaces, gathers tables, draws plots.
+#
+#   snakemake --cores all                                         the sweeps named below
+#   snakemake --cores all --config sweeps=sweeps/gemm_shapes.yaml one sweep, or several: a.yaml,b.yaml
+#   snakemake --cores 1 results/<sweep>/points/<id>.json          one point (deepflow sweep points)
+#   snakemake --dry-run                                           what would run, and why
+
+
+include: "rules/common.smk"
+include: "rules/sweep.smk"
+include: "rules/gather.smk"
+include: "rules/plot.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        lambda wildcards: [target for name in CHOSEN for target in sweep_targets(name)],

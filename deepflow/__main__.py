@@ -1,0 +1,7 @@
+"""``python -m deepflow``."""
+
+import sys
+
+from deepflow.cli import main
+
+sys.exit(main())

@@ -1,0 +1,307 @@
+"""The ``deepflow`` command.
+
+Exit codes: 0 done, 1 bad input or failed prediction (one line on stderr), 2 wrong command line.
+Each command imports what it needs when it runs: a sweep starts ``deepflow predict`` once per
+point, and that must not pay for tables and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from deepflow.errors import DeepFlowError
+from deepflow.version import MODEL_VERSION, __version__
+
+_EXAMPLES = """examples:
+  deepflow predict --hardware configs/hardware-config/nvidia_h100_sxm_80gb.yaml \\
+      --model configs/model-config/Llama2-7B.yaml --set parallelism.tensor=2
+  deepflow explain --hardware H.yaml --model M.yaml
+  deepflow sweep points sweeps/gemm_shapes.yaml
+  snakemake --cores all --config sweeps=sweeps/gemm_shapes.yaml
+"""
+_SETTINGS = """PATH is a key below hardware, model, parallelism or backend, as in a sweep file;
+VALUE is written as in YAML, with a unit where the key has one:
+  --set parallelism.tensor=8 --set model.global_batch_size=1024
+  --set "hardware.tech_param.DRAM.bandwidth=4.8 TB/s"
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. A wrong command line raises SystemExit(2)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser(with_sweep=given[:1] == ["sweep"]).parse_args(given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = _show_warning
+        try:
+            options.run(options)
+            sys.stdout.flush()
+        except DeepFlowError as error:
+            print(f"deepflow: error: {error}", file=sys.stderr)
+            return 1
+        except BrokenPipeError:
+            # The reader has seen enough; Python must not complain again when it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            print("deepflow: interrupted", file=sys.stderr)
+            return 1
+        except OSError as error:
+            print(f"deepflow: error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"deepflow: warning: {message}", file=sys.stderr)
+
+
+def _parser(with_sweep: bool) -> _Parser:
+    """The command line. Half of it is about the steps of a sweep, which few commands are."""
+    parser = _Parser(
+        prog="deepflow",
+        description="Predicts how long a neural network takes on hardware, real or imagined.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"deepflow {__version__} (model {MODEL_VERSION})"
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    predict = _command(commands, "predict", _predict, "predict one point", _SETTINGS)
+    _add_point_options(predict)
+    predict.add_argument("--json", action="store_true", help="one JSON object with all columns")
+    predict.add_argument("--output", metavar="FILE", help="write there, not to the screen")
+    predict.add_argument(
+        "--allow-infeasible",
+        action="store_true",
+        help="an impossible combination is a result with a status and a reason, not an error",
+    )
+    predict.add_argument(
+        "--expect-digest",
+        metavar="DIGEST",
+        help="fail if files and settings no longer mean what they meant when this was asked for",
+    )
+
+    explain = _command(
+        commands, "explain", _explain, "show where the time of a point goes, and why", _SETTINGS
+    )
+    _add_point_options(explain)
+
+    schema = _command(commands, "schema", _schema, "print a JSON Schema, for editors")
+    schema.add_argument("kind", choices=("hardware", "model", "sweep"))
+
+    serve = _command(commands, "serve", _serve, "run commands from standard input, for workflows")
+    serve.description = (
+        "Runs one command per line, a JSON list of a log file and arguments, and prints exit codes."
+    )
+
+    sweep = commands.add_parser("sweep", help="look into a sweep, or do one step of it")
+    if with_sweep:
+        _add_sweep_steps(sweep)
+    return parser
+
+
+def _add_sweep_steps(sweep: argparse.ArgumentParser) -> None:
+    steps = sweep.add_subparsers(metavar="step", required=True)
+    points = _sweep_step(steps, "points", _sweep_points, "list points without predicting them")
+    points.add_argument("--json", action="store_true", help="a JSON array")
+    points.add_argument(
+        "--results", metavar="DIR", default="results", help="where targets are (default: results)"
+    )
+    shard = _sweep_step(steps, "shard", _sweep_shard, "predict the points of one shard")
+    shard.add_argument("shard", metavar="SHARD", help="name, such as 03of32")
+    shard.add_argument("--output", metavar="FILE", required=True, help="Parquet file to write")
+    shard.add_argument("--expect-digest", metavar="DIGEST", help="as for predict")
+    gather = _sweep_step(steps, "gather", _sweep_gather, "make one table of all points")
+    gather.add_argument("--results", metavar="DIR", required=True, help="results of this sweep")
+    gather.add_argument("--output", metavar="FILE", required=True, help="Parquet file to write")
+    csv = _sweep_step(steps, "csv", _sweep_csv, "write the table as CSV too")
+    csv.add_argument("--summary", metavar="FILE", required=True, help="table to convert")
+    csv.add_argument("--output", metavar="FILE", required=True, help="CSV file to write")
+    plot = _sweep_step(steps, "plot", _sweep_plot, "draw one figure")
+    plot.add_argument("plot", metavar="NAME", help="name, such as 1-line")
+    plot.add_argument("--summary", metavar="FILE", required=True, help="table to draw")
+    plot.add_argument(
+        "--output", metavar="FILE", nargs="+", required=True, help="files to write: .png, .svg"
+    )
+
+
+def _command(
+    commands: Any, name: str, run: Any, purpose: str, epilog: str = ""
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _sweep_step(steps: Any, name: str, run: Any, purpose: str) -> argparse.ArgumentParser:
+    parser = _command(steps, name, run, purpose)
+    parser.add_argument("sweep", metavar="SWEEP.yaml")
+    return parser
+
+
+def _add_point_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hardware", metavar="FILE", required=True, help="hardware YAML")
+    parser.add_argument("--model", metavar="FILE", required=True, help="model YAML")
+    parser.add_argument(
+        "--set",
+        metavar="PATH=VALUE",
+        dest="settings",
+        action="append",
+        default=[],
+        type=_path_and_value,
+        help="change one key; may be given again",
+    )
+    parser.add_argument("--backend", choices=("analytical", "astra"), help="what times the network")
+
+
+def _path_and_value(text: str) -> str:
+    if not text.partition("=")[0].strip() or "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATH=VALUE")
+    return text
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from deepflow.sweep.files import atomic_output, to_json
+    from deepflow.sweep.identity import configuration_digest
+    from deepflow.sweep.run import (
+        evaluate,
+        evaluate_or_explain,
+        point_record,
+        prediction_table,
+    )
+
+    hardware, model, changes = _load_point(options)
+    digest = configuration_digest(hardware, model, changes)
+    if options.expect_digest not in (None, digest):
+        raise _changed(f"{options.hardware} or {options.model}")
+    predict = evaluate_or_explain if options.allow_infeasible else evaluate
+    outcome = predict(hardware, model, *changes)
+    if options.json:
+        text = to_json(point_record(outcome, digest, *changes))
+    else:
+        text = prediction_table(outcome)
+    if options.output is None:
+        print(text)
+    else:
+        with atomic_output(options.output) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from deepflow.config import with_overrides
+    from deepflow.explain import explain
+    from deepflow.hardware import derive_hardware
+
+    hardware, model, changes = _load_point(options)
+    print(
+        explain(
+            derive_hardware(with_overrides(hardware, changes[0])), with_overrides(model, changes[1])
+        )
+    )
+
+
+def _load_point(options: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """(hardware, model, canonical changes): the files as they are, and what options change."""
+    from deepflow.config import load_hardware_config, load_model_config
+    from deepflow.sweep.settings import Setting, canonical_settings, parse_setting
+
+    hardware = load_hardware_config(options.hardware)
+    model = load_model_config(options.model)
+    settings = [parse_setting(text) for text in options.settings]
+    if options.backend is not None:
+        settings.append(Setting("backend.model", options.backend, "--backend"))
+    return hardware, model, canonical_settings(settings, hardware, model, "--set")
+
+
+def _changed(what: str) -> DeepFlowError:
+    return DeepFlowError(f"{what} changed since the workflow was started; start it again")
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from deepflow.sweep.files import to_json
+
+    if options.kind == "sweep":
+        from deepflow.sweep.schema import SWEEP_SCHEMA
+
+        print(to_json(SWEEP_SCHEMA))
+    else:
+        from deepflow.config import json_schema
+
+        print(to_json(json_schema(options.kind)))
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from deepflow.sweep.worker import serve
+
+    serve(sys.stdin, sys.stdout)
+
+
+def _sweep_points(options: argparse.Namespace) -> None:
+    import json
+
+    from deepflow.sweep.expand import load_sweep
+
+    sweep = load_sweep(options.sweep)
+    print(sweep.summary, file=sys.stderr)
+    separator = "[\n"
+    for point in sweep.points():
+        target = f"{options.results}/{sweep.name}/points/{point.id}.json"
+        if options.json:
+            record = {"id": point.id, "target": target, "digest": point.digest}
+            sys.stdout.write(separator + json.dumps(record))
+            separator = ",\n"
+        else:
+            sys.stdout.write(f"{point.id}\t{target}\t{point.digest}\n")
+    if options.json:
+        print("\n]")
+
+
+def _sweep_shard(options: argparse.Namespace) -> None:
+    from deepflow.sweep.expand import load_sweep
+    from deepflow.sweep.tables import write_shard
+
+    sweep = load_sweep(options.sweep)
+    if options.expect_digest not in (None, sweep.shard(options.shard).digest):
+        raise _changed(f"{options.sweep} or a file that it names")
+    write_shard(sweep, options.shard, options.output)
+
+
+def _sweep_gather(options: argparse.Namespace) -> None:
+    from deepflow.sweep.expand import load_sweep
+    from deepflow.sweep.tables import gather
+
+    gather(load_sweep(options.sweep), options.results, options.output)
+
+
+def _sweep_csv(options: argparse.Namespace) -> None:
+    from deepflow.sweep.tables import write_csv
+
+    write_csv(options.summary, options.output)
+
+
+def _sweep_plot(options: argparse.Namespace) -> None:
+    from deepflow.sweep.expand import load_sweep
+    from deepflow.sweep.plots import draw_plot
+
+    sweep = load_sweep(options.sweep)
+    draw_plot(sweep.plot(options.plot), options.summary, options.output, sweep.file)

@@ -1,0 +1,405 @@
+"""Sweep YAML to axes: reading, checking, and writing out ranges and samples."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepflow.config import (
+    HardwareConfig,
+    ModelConfig,
+    load_hardware_config,
+    load_model_config,
+    read_yaml,
+)
+from deepflow.errors import ConfigError
+from deepflow.sweep import identity
+from deepflow.sweep.plots import parse_plots
+from deepflow.sweep.points import Axis, Base, Sweep
+from deepflow.sweep.schema import SWEEP_SCHEMA, check_object
+from deepflow.sweep.settings import Changes, Setting, canonical_settings, set_twice
+from deepflow.sweep.where import identifier, parse_condition
+
+MOST_POINTS = 10_000_000
+"""Most combinations before ``where``; an array of this many numbers still fits anywhere."""
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Read and check a sweep file and the configurations that it names.
+
+    Raises ConfigError for every mistake that can be seen without predicting a point.
+    """
+    file = str(path)
+    content = check_object(read_yaml(file), SWEEP_SCHEMA, file)
+    hardware_files = _files(content["hardware"], "hardware", file)
+    model_files = _files(content["model"], "model", file)
+    hardware = [load_hardware_config(name) for name in hardware_files]
+    models = [load_model_config(name) for name in model_files]
+
+    groups = _grid(content.get("grid", {}), file) + _zip(content.get("zip", []), file)
+    if "sample" in content:
+        groups.append(_sample(content["sample"], hardware[0], models[0], file))
+    paths = [setting.path for group in groups for setting in group[0]]
+    named = [
+        kind
+        for kind in ("hardware", "model")
+        if isinstance(content[kind], list) and len(content[kind]) > 1
+    ]
+    names = dict(zip([*named, *paths], identity.short_names([*named, *paths]), strict=True))
+    fixed = [
+        Setting(path, _scalar(value, f"set.{path}", file), f"set.{path}")
+        for path, value in content.get("set", {}).items()
+    ]
+    if "backend" in content:
+        fixed.append(Setting("backend.model", content["backend"], "backend"))
+
+    first = _changes([[tuple(fixed)], *groups], hardware[0], models[0], file)
+    axes = [
+        _file_axis("hardware", hardware_files, names, file),
+        _file_axis("model", model_files, names, file),
+        Axis((), ("",), ({},), (tuple(fixed),)),
+        *(
+            _axis(group, changes, names, file)
+            for group, changes in zip(groups, first[1:], strict=True)
+        ),
+    ]
+    combinations = math.prod(len(axis.labels) for axis in axes)
+    if combinations > MOST_POINTS:
+        raise ConfigError(
+            f"the axes have {combinations:,} combinations",
+            file=file,
+            allowed=f"at most {MOST_POINTS:,}",
+        )
+    bases = tuple(
+        tuple(
+            _base(
+                hardware_file,
+                machine,
+                model_file,
+                workload,
+                # The first pair, often the only one, has been resolved above.
+                first
+                if machine is hardware[0] and workload is models[0]
+                else _changes([axis.settings for axis in axes[2:]], machine, workload, file),
+                (len(hardware), len(models)),
+            )
+            for model_file, workload in zip(model_files, models, strict=True)
+        )
+        for hardware_file, machine in zip(hardware_files, hardware, strict=True)
+    )
+    columns = [identifier(name) for axis in axes for name in axis.names]
+    description = " ".join(content.get("description", "").split())
+    return Sweep(
+        name=_sweep_name(file),
+        file=file,
+        text=Path(file).read_text(encoding="utf-8"),
+        description=description,
+        axes=tuple(axes),
+        bases=bases,
+        condition=(
+            parse_condition(content["where"], columns, file, "where")
+            if "where" in content
+            else None
+        ),
+        points_per_job_wanted=content.get("points_per_job"),
+        plots=parse_plots(content.get("plots", []), file, description or _sweep_name(file)),
+        csv=content.get("csv", False),
+    )
+
+
+def _changes(
+    groups: Iterable[Sequence[tuple[Setting, ...]]],
+    hardware: HardwareConfig,
+    model: ModelConfig,
+    file: str,
+) -> list[tuple[Changes, ...]]:
+    """What each position of each group changes; no two groups may change the same key."""
+    changes = [
+        tuple(canonical_settings(settings, hardware, model, file) for settings in group)
+        for group in groups
+    ]
+    seen: set[str] = set()
+    for positions in changes:
+        for key in _varied(positions):
+            if key in seen:
+                raise set_twice(key, file)
+            seen.add(key)
+    return changes
+
+
+def _varied(positions: Sequence[Changes]) -> list[str]:
+    """The keys that an axis sets, the same ones at each of its positions."""
+    hardware, model = positions[0]
+    return [f"hardware.{key}" for key in hardware] + [f"model.{key}" for key in model]
+
+
+def _base(
+    hardware_file: str,
+    hardware: HardwareConfig,
+    model_file: str,
+    model: ModelConfig,
+    changes: Sequence[tuple[Changes, ...]],
+    files: tuple[int, int],
+) -> Base:
+    lines = identity.configuration_lines(hardware, model)
+    varied = [key for positions in changes for key in _varied(positions)]
+    unchanged: Changes = ({}, {})
+    return Base(
+        hardware_file,
+        model_file,
+        hardware,
+        model,
+        ((unchanged,) * files[0], (unchanged,) * files[1], *changes),
+        identity.DigestTemplate(lines, varied),
+    )
+
+
+def _file_axis(kind: str, files: Sequence[str], names: Mapping[str, str], file: str) -> Axis:
+    stems = [Path(name).stem for name in files]
+    if kind not in names:
+        return Axis((), ("",), ({},), ((),))
+    labels = [f"{kind}={identity.value_text(stem)}" for stem in stems]
+    _refuse_duplicates(labels, files, kind, file)
+    return Axis((kind,), tuple(labels), tuple({kind: stem} for stem in stems), ((),) * len(files))
+
+
+def _axis(
+    group: Sequence[tuple[Setting, ...]],
+    changes: Sequence[Changes],
+    names: Mapping[str, str],
+    file: str,
+) -> Axis:
+    short = tuple(names[setting.path] for setting in group[0])
+    labels, columns = [], []
+    for settings, (hardware, model) in zip(group, changes, strict=True):
+        texts = [identity.value_text(setting.value) for setting in settings]
+        labels.append(",".join(f"{name}={text}" for name, text in zip(short, texts, strict=True)))
+        # Each setting adds one key to one side, in order.
+        of_hardware, of_model = iter(hardware.values()), iter(model.values())
+        columns.append(
+            {
+                name: next(of_model if setting.path.startswith("model.") else of_hardware)
+                for name, setting in zip(short, settings, strict=True)
+            }
+        )
+    place = " and ".join(setting.place for setting in group[0])
+    given = [", ".join(str(setting.value) for setting in settings) for settings in group]
+    _refuse_duplicates(labels, given, place, file)
+    _refuse_duplicates([repr(values) for values in columns], given, place, file)
+    return Axis(short, tuple(labels), tuple(columns), tuple(group))
+
+
+def _refuse_duplicates(texts: Sequence[str], given: Sequence[str], place: str, file: str) -> None:
+    """Two positions with one text would be two points with one id, or one point twice."""
+    seen: dict[str, int] = {}
+    for position, text in enumerate(texts):
+        if text in seen:
+            raise ConfigError(
+                f"values {seen[text] + 1} ({given[seen[text]]}) and {position + 1}"
+                f" ({given[position]}) make the same point",
+                file=file,
+                key=place,
+            )
+        seen[text] = position
+
+
+def _files(given: object, key: str, file: str) -> list[str]:
+    """Paths as given if they exist in the working directory, else beside the sweep file."""
+    names = given if isinstance(given, list) else [given]
+    if not names:
+        raise ConfigError("names no file", file=file, key=key)
+    found = []
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ConfigError("must be a file", file=file, key=key, value=name)
+        beside = Path(file).parent / name
+        found.append(name if Path(name).exists() or not beside.exists() else str(beside))
+        if not Path(found[-1]).exists():
+            raise ConfigError("no such file", file=file, key=key, value=name)
+    return found
+
+
+def _sweep_name(file: str) -> str:
+    name = Path(file).stem
+    if identity.value_text(name) != name or name.startswith("."):
+        raise ConfigError(
+            "the file's name becomes a directory of results",
+            file=file,
+            allowed="letters, digits, and . _ + - inside",
+        )
+    return name
+
+
+def _grid(grid: Mapping[Any, object], file: str) -> list[list[tuple[Setting, ...]]]:
+    return [
+        [(Setting(str(path), value, f"grid.{path}"),) for value in _values(given, place, file)]
+        for path, given in grid.items()
+        for place in [f"grid.{path}"]
+    ]
+
+
+def _zip(groups: Sequence[object], file: str) -> list[list[tuple[Setting, ...]]]:
+    axes = []
+    for number, group in enumerate(groups, 1):
+        if not isinstance(group, dict) or not group:
+            raise ConfigError(
+                "must be a mapping of axes", file=file, key=f"zip[{number}]", value=group
+            )
+        columns = {
+            str(path): _values(values, f"zip[{number}].{path}", file)
+            for path, values in group.items()
+        }
+        lengths = {path: len(values) for path, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            counted = ", ".join(f"{path} has {length}" for path, length in lengths.items())
+            raise ConfigError(
+                f"axes that move together differ in length: {counted}",
+                file=file,
+                key=f"zip[{number}]",
+            )
+        axes.append(
+            [
+                tuple(
+                    Setting(path, value, f"zip[{number}].{path}")
+                    for path, value in zip(columns, row, strict=True)
+                )
+                for row in zip(*columns.values(), strict=True)
+            ]
+        )
+    return axes
+
+
+def _values(given: object, place: str, file: str) -> list[object]:
+    """The values of an axis: a list as it stands, or a range written out."""
+    if isinstance(given, list):
+        if not given:
+            raise ConfigError("is an axis without values", file=file, key=place)
+        return [_scalar(value, place, file) for value in given]
+    if not isinstance(given, dict):
+        raise ConfigError(
+            "is not an axis; a value for all points belongs under set",
+            file=file,
+            key=place,
+            value=given,
+            allowed="a list, {start, stop, step} or {log2: [first, limit]}",
+        )
+    if set(given) == {"log2"}:
+        bounds = given["log2"]
+        if not (isinstance(bounds, list) and len(bounds) == 2):
+            raise ConfigError("must be [first, limit]", file=file, key=f"{place}.log2")
+        first, limit = (_number(bound, f"{place}.log2", file) for bound in bounds)
+        if not 0 < first <= limit:
+            raise ConfigError("needs 0 < first <= limit", file=file, key=place, value=bounds)
+        return [first * 2**power for power in range(int(math.log2(limit / first) + 1e-9) + 1)]
+    if set(given) != {"start", "stop", "step"}:
+        raise ConfigError(
+            "is not a range",
+            file=file,
+            key=place,
+            value=given,
+            allowed="{start, stop, step} or {log2: [first, limit]}",
+        )
+    start, stop, step = (
+        _number(given[key], f"{place}.{key}", file) for key in ("start", "stop", "step")
+    )
+    if step == 0 or (stop - start) / step < 0:
+        raise ConfigError("never reaches stop", file=file, key=place, value=given)
+    count = int((stop - start) / step + 1e-9) + 1
+    if count > MOST_POINTS:
+        raise ConfigError(f"has {count:,} values", file=file, key=place, value=given)
+    if all(isinstance(number, int) for number in (start, stop, step)):
+        return [start + index * step for index in range(count)]
+    # Twelve digits: 0.1 + 2 * 0.1 is meant to be 0.3.
+    return [float(f"{start + index * step:.12g}") for index in range(count)]
+
+
+def _sample(
+    sample: Mapping[str, Any], hardware: HardwareConfig, model: ModelConfig, file: str
+) -> list[tuple[Setting, ...]]:
+    """Draws as one axis. Draws that coincide, as whole numbers do, are made once.
+
+    ``random`` draws point after point, so a larger count keeps the points of a smaller one.
+    ``latin_hypercube`` cuts every axis into ``count`` equal parts and draws once from each.
+    """
+    content = check_object(sample, SWEEP_SCHEMA["properties"]["sample"], file, "sample")
+    if content["count"] > MOST_POINTS or not content["axes"]:
+        raise ConfigError("needs at least one axis and a smaller count", file=file, key="sample")
+    generator = random.Random(content.get("seed", 0))
+    count = content["count"]
+    places = {path: f"sample.axes.{path}" for path in content["axes"]}
+    draw = {
+        path: _distribution(path, spec, places[path], hardware, model, file)
+        for path, spec in content["axes"].items()
+    }
+    if content["method"] == "random":
+        quantiles = [[generator.random() for _ in draw] for _ in range(count)]
+    else:
+        strata = [generator.sample(range(count), count) for _ in draw]
+        quantiles = [
+            [(part + generator.random()) / count for part in parts]
+            for parts in zip(*strata, strict=True)
+        ]
+    rows = [
+        tuple(
+            Setting(path, quantile_to_value(quantile), places[path])
+            for (path, quantile_to_value), quantile in zip(draw.items(), row, strict=True)
+        )
+        for row in quantiles
+    ]
+    return list(dict.fromkeys(rows))
+
+
+def _distribution(
+    path: str,
+    spec: object,
+    place: str,
+    hardware: HardwareConfig,
+    model: ModelConfig,
+    file: str,
+) -> Callable[[float], object]:
+    """The function from a quantile in [0, 1) to a value of this axis."""
+    drawn = SWEEP_SCHEMA["properties"]["sample"]["properties"]["axes"]["additionalProperties"]
+    interval, choice = drawn["oneOf"]
+    if isinstance(spec, dict) and "choices" in spec:
+        choices = check_object(spec, choice, file, place)["choices"]
+        values = _values(choices, f"{place}.choices", file)
+        return lambda quantile: values[int(quantile * len(values))]
+    content = check_object(spec, interval, file, place)
+    bounds = []
+    for key in ("low", "high"):
+        setting = Setting(path, content[key], f"{place}.{key}")
+        changes = canonical_settings([setting], hardware, model, file)
+        bounds.append(next(iter((changes[0] | changes[1]).values())))
+    low, high = (_number(bound, place, file) for bound in bounds)
+    logarithmic, whole = content.get("scale") == "log", content.get("integer", False)
+    if low > high or (logarithmic and low <= 0):
+        raise ConfigError(
+            "needs low <= high, and low > 0 on a log scale", file=file, key=place, value=spec
+        )
+
+    def value(quantile: float) -> object:
+        if logarithmic:
+            drawn = low * (high / low) ** quantile
+        elif whole:
+            return min(int(low + quantile * (high - low + 1)), int(high))
+        else:
+            drawn = low + quantile * (high - low)
+        # Six digits keep ids readable and are finer than any design decision.
+        return round(drawn) if whole else float(f"{drawn:.6g}")
+
+    return value
+
+
+def _scalar(value: object, place: str, file: str) -> object:
+    if isinstance(value, (dict, list)):
+        raise ConfigError("must be a single value", file=file, key=place, value=value)
+    return value
+
+
+def _number(value: object, place: str, file: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError("must be a finite number", file=file, key=place, value=value)
+    return value

@@ -1,0 +1,256 @@
+"""The keys of a sweep file, as a JSON Schema that editors understand.
+
+``expand`` and ``plots`` check keys against the same table, so that it cannot go stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deepflow.config.schema import did_you_mean
+from deepflow.errors import ConfigError
+
+_SCALAR = {"type": ["string", "number", "boolean", "null"]}
+_NAME = {"type": "string", "minLength": 1}
+_FILES = {"oneOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]}
+_VALUES = {
+    "oneOf": [
+        {"type": "array", "items": _SCALAR, "minItems": 1},
+        {
+            "type": "object",
+            "properties": {
+                "start": {"type": "number", "description": "first value"},
+                "stop": {
+                    "type": "number",
+                    "description": "last value, if a step ends there",
+                },
+                "step": {"type": "number", "description": "difference of neighbours, not zero"},
+            },
+            "required": ["start", "stop", "step"],
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "properties": {
+                "log2": {
+                    "type": "array",
+                    "items": {"type": "number", "exclusiveMinimum": 0},
+                    "minItems": 2,
+                    "maxItems": 2,
+                    "description": "first value and limit; each value doubles the one before",
+                }
+            },
+            "required": ["log2"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_DRAWN = {
+    "oneOf": [
+        {
+            "type": "object",
+            "properties": {
+                "low": {"type": ["number", "string"], "description": "least value"},
+                "high": {"type": ["number", "string"], "description": "greatest value"},
+                "scale": {
+                    "enum": ["linear", "log"],
+                    "description": "what is drawn evenly: the value or its logarithm",
+                    "default": "linear",
+                },
+                "integer": {
+                    "type": "boolean",
+                    "description": "round to whole numbers",
+                    "default": False,
+                },
+            },
+            "required": ["low", "high"],
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "properties": {
+                "choices": {
+                    "type": "array",
+                    "items": _SCALAR,
+                    "minItems": 1,
+                    "description": "values, drawn with equal chances",
+                }
+            },
+            "required": ["choices"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_COLUMN = {"type": "string", "description": "a result column or the short name of an axis"}
+PLOT_KINDS = ("line", "scatter", "heatmap", "pareto", "breakdown")
+_PLOT = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": list(PLOT_KINDS), "description": "the kind of figure"},
+        "name": {
+            "type": "string",
+            "pattern": "^[A-Za-z0-9._+-]+$",
+            "description": "file name without ending (default: number and kind)",
+        },
+        "title": {"type": "string", "description": "heading (default: the description)"},
+        "x": _COLUMN,
+        "y": _COLUMN,
+        "value": {**_COLUMN, "description": "heatmap: the column that colours a cell"},
+        "hue": {**_COLUMN, "description": "column that picks a colour"},
+        "style": {**_COLUMN, "description": "column that picks a marker and a dash pattern"},
+        "where": {"type": "string", "description": "condition on rows, over all columns"},
+        "log_x": {"type": "boolean", "description": "logarithmic x axis", "default": False},
+        "log_y": {"type": "boolean", "description": "logarithmic y axis", "default": False},
+        "best": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "breakdown: how many of the fastest points, or values of x",
+            "default": 12,
+        },
+        "goal": {
+            "enum": ["minimum", "maximum"],
+            "description": "pareto: which y is better (default: minimum); less of x always is."
+            " line, heatmap: which of several points at one place is shown",
+        },
+        "out_of_memory": {
+            "type": "boolean",
+            "description": "draw points too that do not fit in memory",
+            "default": False,
+        },
+        "label": {
+            "type": "array",
+            "items": _COLUMN,
+            "minItems": 1,
+            "description": "pareto: columns that tell the points of the front apart",
+        },
+    },
+    "required": ["kind"],
+    "additionalProperties": False,
+}
+_PATHS = "dotted paths below hardware, model, parallelism or backend"
+
+SWEEP_SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "DeepFlow sweep",
+    "description": "A design space: which points to predict and which figures to draw.",
+    "type": "object",
+    "properties": {
+        "description": {"type": "string", "description": "the question that the sweep answers"},
+        "hardware": {**_FILES, "description": "hardware file; several are one more axis"},
+        "model": {**_FILES, "description": "model file; several are one more axis"},
+        "backend": {
+            "enum": ["analytical", "astra"],
+            "description": "what times the network, for all points",
+        },
+        "set": {
+            "type": "object",
+            "additionalProperties": _SCALAR,
+            "description": f"values for all points: {_PATHS}",
+        },
+        "grid": {
+            "type": "object",
+            "additionalProperties": _VALUES,
+            "description": f"axes whose combinations are all predicted: {_PATHS}",
+        },
+        "zip": {
+            "type": "array",
+            "items": {"type": "object", "additionalProperties": _VALUES, "minProperties": 1},
+            "description": "groups of axes of one length that move together",
+        },
+        "sample": {
+            "type": "object",
+            "properties": {
+                "method": {
+                    "enum": ["random", "latin_hypercube"],
+                    "description": "independent draws, or draws that cover every axis evenly",
+                },
+                "count": {"type": "integer", "minimum": 1, "description": "number of draws"},
+                "seed": {"type": "integer", "description": "start of the generator", "default": 0},
+                "axes": {
+                    "type": "object",
+                    "additionalProperties": _DRAWN,
+                    "minProperties": 1,
+                    "description": f"what is drawn: {_PATHS}",
+                },
+            },
+            "required": ["method", "count", "axes"],
+            "additionalProperties": False,
+            "description": "draws from a large space, combined with the grid",
+        },
+        "where": {
+            "type": "string",
+            "description": "condition over the axes' short names; other points are left out",
+        },
+        "points_per_job": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "1: a file per point; more: shards of about so many points"
+            " (default: 1 up to 1,000 points)",
+        },
+        "plots": {"type": "array", "items": _PLOT, "description": "figures of the results"},
+        "csv": {
+            "type": "boolean",
+            "description": "also write summary.csv",
+            "default": False,
+        },
+    },
+    "required": ["hardware", "model"],
+    "additionalProperties": False,
+}
+PLOT_SCHEMA: dict[str, Any] = _PLOT
+
+
+def check_object(
+    value: object, schema: Mapping[str, Any], file: str, place: str = ""
+) -> dict[str, Any]:
+    """``value`` if it is a mapping with known keys, the required ones present.
+
+    Raises ConfigError for anything else, with a suggestion for an unknown key. Only keys and
+    plain types, choices and minima are checked here; who uses a value checks the rest.
+    """
+    properties = schema["properties"]
+    if not isinstance(value, dict):
+        raise ConfigError(
+            "must be a mapping", file=file, key=place, value=value, allowed=", ".join(properties)
+        )
+    prefix = f"{place}." if place else ""
+    for key, item in value.items():
+        if key not in properties:
+            raise ConfigError(
+                "unknown key" + did_you_mean(str(key), properties),
+                file=file,
+                key=f"{prefix}{key}",
+                allowed=", ".join(properties),
+            )
+        _check_plain(item, properties[key], file, f"{prefix}{key}")
+    for key in schema.get("required", ()):
+        if key not in value:
+            raise ConfigError("is missing", file=file, key=f"{prefix}{key}")
+    return value
+
+
+def _check_plain(item: object, schema: Mapping[str, Any], file: str, place: str) -> None:
+    choices = schema.get("enum")
+    if choices is not None and item not in choices:
+        raise ConfigError(
+            "is not one of the choices" + did_you_mean(str(item), choices),
+            file=file,
+            key=place,
+            value=item,
+            allowed=", ".join(choices),
+        )
+    types = {"string": str, "boolean": bool, "integer": int, "object": dict, "array": list}
+    expected = schema.get("type")
+    if isinstance(expected, str):
+        fits = isinstance(item, types[expected]) and (
+            expected == "boolean" or not isinstance(item, bool)
+        )
+        if not fits:
+            raise ConfigError(
+                "has the wrong type", file=file, key=place, value=item, allowed=expected
+            )
+    if "minimum" in schema and isinstance(item, int) and item < schema["minimum"]:
+        raise ConfigError(
+            "is too small", file=file, key=place, value=item, allowed=f">= {schema['minimum']}"
+        )

@@ -1,0 +1,139 @@
+# What all rules share: which sweeps there are, and their points.
+
+import atexit
+import os
+import sys
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from deepflow.config import did_you_mean
+from deepflow.errors import DeepFlowError
+from deepflow.sweep.expand import load_sweep
+from deepflow.sweep.worker import WorkerPool
+
+# One line per warning, without the line of code that issued it.
+warnings.showwarning = lambda message, *_, **__: print(
+    f"Warning: {message}", file=sys.stderr
+)
+
+# With this variable each of a thousand jobs would compile all of DeepFlow again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+WORKERS = WorkerPool()
+atexit.register(WORKERS.close)
+DEFAULT_SWEEPS = ["sweeps/gemm_shapes.yaml", "sweeps/llama2_70b_parallelism_h100.yaml"]
+
+
+wildcard_constraints:
+    sweep=r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*",
+    point=r"[A-Za-z0-9._+,=-]+",
+    shard=r"\d+of\d+",
+    plot=r"[A-Za-z0-9._+-]+",
+
+
+def stop(problem):
+    """End the run with one line and exit code 1.
+
+    Snakemake shows an exception with the lines of code that it went through, which say nothing
+    to somebody who mistyped a key.
+    """
+    print(f"Error: {problem}", file=sys.stderr)
+    sys.exit(1)
+
+
+def chosen_sweeps():
+    """Name -> file of the sweeps that a run without targets makes."""
+    for key in config:
+        if key != "sweeps":
+            stop(f"config: unknown key {key!r}{did_you_mean(key, ['sweeps'])}")
+    given = config.get("sweeps", DEFAULT_SWEEPS)
+    files = given.split(",") if isinstance(given, str) else given
+    if not isinstance(files, list) or not all(
+        isinstance(file, str) and file for file in files
+    ):
+        stop(f"config: sweeps = {given!r} is neither a file nor a list of files")
+    chosen = {}
+    for file in files:
+        other = chosen.setdefault(Path(file).stem, file)
+        if other != file:
+            stop(f"sweeps {other} and {file} would share a directory of results")
+    return chosen
+
+
+CHOSEN = chosen_sweeps()
+SWEEP_FILES = {
+    path.stem: str(path) for path in sorted(Path("sweeps").glob("*.yaml"))
+} | CHOSEN
+
+
+@lru_cache(maxsize=None)
+def get_sweep(name):
+    """The loaded sweep of this name; a sweep that no target needs is never read."""
+    if name not in SWEEP_FILES:
+        hint = did_you_mean(name, SWEEP_FILES)
+        stop(f"no sweep is called {name!r}{hint} (known: {', '.join(SWEEP_FILES)})")
+    try:
+        return load_sweep(SWEEP_FILES[name])
+    except DeepFlowError as error:
+        stop(str(error))
+
+
+@lru_cache(maxsize=None)
+def get_whole_sweep(name):
+    """``get_sweep`` where all points are needed: says how many, and checks the plots first."""
+    # A single point needs neither, and should not wait for them to be imported.
+    from deepflow.sweep.plots import check_plots
+    from deepflow.sweep.tables import summary_columns
+
+    sweep = get_sweep(name)
+    try:
+        check_plots(sweep.plots, list(summary_columns(sweep)), sweep.file)
+        print(sweep.summary, file=sys.stderr)
+    except DeepFlowError as error:
+        stop(str(error))
+    return sweep
+
+
+def sweep_targets(name):
+    """Every file that a sweep makes, but for its points."""
+    sweep = get_whole_sweep(name)
+    targets = [f"results/{name}/summary.parquet"]
+    targets += [f"results/{name}/summary.csv"] if sweep.csv else []
+    return targets + [f"results/{name}/plots/{plot.name}.png" for plot in sweep.plots]
+
+
+def gathered_files(wildcards):
+    """What the table of a sweep is made from: a file per shard, or per point."""
+    sweep = get_whole_sweep(wildcards.sweep)
+    if sweep.sharded:
+        return [f"results/{sweep.name}/shards/{name}.parquet" for name in sweep.shards]
+    return [f"results/{sweep.name}/points/{point.id}.json" for point in sweep.points()]
+
+
+def get_point(wildcards):
+    """The point that a target names."""
+    sweep = get_sweep(wildcards.sweep)
+    try:
+        return sweep.point(wildcards.point)
+    except DeepFlowError as error:
+        stop(error)
+
+
+def point_options(wildcards):
+    """The options of ``deepflow predict`` that describe a point."""
+    point = get_point(wildcards)
+    options = ["--hardware", point.base.hardware_file, "--model", point.base.model_file]
+    for setting in point.settings:
+        options += ["--set", setting.text]
+    return options
+
+
+def deepflow(arguments, log):
+    """Run a command in a warm process; the first line of its log repeats it by hand."""
+    try:
+        WORKERS.run(arguments, log)
+    except DeepFlowError as error:
+        raise WorkflowError(str(error)) from None

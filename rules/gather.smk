@@ -1,0 +1,38 @@
+# One table per sweep.
+
+
+localrules:
+    gather,
+    csv,
+
+
+rule gather:
+    input:
+        gathered_files,
+    output:
+        "results/{sweep}/summary.parquet",
+    log:
+        "results/{sweep}/logs/gather.log",
+    params:
+        digest=lambda wildcards: get_sweep(wildcards.sweep).digest,
+    run:
+        deepflow(
+            ["sweep", "gather", SWEEP_FILES[wildcards.sweep]]
+            + ["--results", f"results/{wildcards.sweep}", "--output", output[0]],
+            log[0],
+        )
+
+
+rule csv:
+    input:
+        "results/{sweep}/summary.parquet",
+    output:
+        "results/{sweep}/summary.csv",
+    log:
+        "results/{sweep}/logs/csv.log",
+    run:
+        deepflow(
+            ["sweep", "csv", SWEEP_FILES[wildcards.sweep]]
+            + ["--summary", input[0], "--output", output[0]],
+            log[0],
+        )
