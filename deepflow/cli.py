@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from deepflow.errors import DeepFlowError
+from deepflow.errors import ConfigError, DeepFlowError
 from deepflow.version import MODEL_VERSION, __version__
 
 _EXAMPLES = """examples:
@@ -41,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A wrong command line raises SystemExit(2)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser(with_sweep=given[:1] == ["sweep"]).parse_args(given)
+    options = _parser(first=given[0] if given else "").parse_args(given)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = _show_warning
@@ -67,8 +67,8 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"deepflow: warning: {message}", file=sys.stderr)
 
 
-def _parser(with_sweep: bool) -> _Parser:
-    """The command line. Half of it is about the steps of a sweep, which few commands are."""
+def _parser(first: str) -> _Parser:
+    """The command line; commands that have steps get them only when ``first`` calls them."""
     parser = _Parser(
         prog="deepflow",
         description="Predicts how long a neural network takes on hardware, real or imagined.",
@@ -100,6 +100,23 @@ def _parser(with_sweep: bool) -> _Parser:
     )
     _add_point_options(explain)
 
+    validate = _command(
+        commands, "validate", _validate, "predict every row of a table of measurements", _SETTINGS
+    )
+    validate.add_argument("table", metavar="TABLE.csv", help="CSV, or CSV compressed as .csv.gz")
+    validate.add_argument(
+        "--hardware", metavar="FILE", help="hardware YAML for all rows (default: by their names)"
+    )
+    _add_settings(validate)
+    validate.add_argument("--output", metavar="OUT.csv", help="write rows with predictions there")
+    validate.add_argument("--json", action="store_true", help="the summary by group as JSON")
+    validate.add_argument(
+        "--max-mape",
+        metavar="PERCENT",
+        type=float,
+        help="fail if a group's mean absolute error is larger, or nothing could be predicted",
+    )
+
     schema = _command(commands, "schema", _schema, "print a JSON Schema, for editors")
     schema.add_argument("kind", choices=("hardware", "model", "sweep"))
 
@@ -109,8 +126,14 @@ def _parser(with_sweep: bool) -> _Parser:
     )
 
     sweep = commands.add_parser("sweep", help="look into a sweep, or do one step of it")
-    if with_sweep:
+    if first == "sweep":
         _add_sweep_steps(sweep)
+    if first == "config":
+        from deepflow.config.commands import add_config_command
+
+        add_config_command(commands)
+    else:
+        commands.add_parser("config", help="work on configuration files")
     return parser
 
 
@@ -162,6 +185,11 @@ def _sweep_step(steps: Any, name: str, run: Any, purpose: str) -> argparse.Argum
 def _add_point_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hardware", metavar="FILE", required=True, help="hardware YAML")
     parser.add_argument("--model", metavar="FILE", required=True, help="model YAML")
+    _add_settings(parser)
+    parser.add_argument("--backend", choices=("analytical", "astra"), help="what times the network")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         metavar="PATH=VALUE",
@@ -171,7 +199,6 @@ def _add_point_options(parser: argparse.ArgumentParser) -> None:
         type=_path_and_value,
         help="change one key; may be given again",
     )
-    parser.add_argument("--backend", choices=("analytical", "astra"), help="what times the network")
 
 
 def _path_and_value(text: str) -> str:
@@ -181,7 +208,7 @@ def _path_and_value(text: str) -> str:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from deepflow.sweep.files import atomic_output, to_json
+    from deepflow.files import atomic_output, to_json
     from deepflow.sweep.identity import configuration_digest
     from deepflow.sweep.run import (
         evaluate,
@@ -233,12 +260,40 @@ def _load_point(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     return hardware, model, canonical_settings(settings, hardware, model, "--set")
 
 
+def _validate(options: argparse.Namespace) -> None:
+    from deepflow.config import split_overrides
+    from deepflow.files import atomic_output, to_json
+    from deepflow.sweep.settings import parse_setting
+    from deepflow.validate import read_table, summarize, summary_text, validate_table, write_table
+
+    settings = {item.path: item.value for item in map(parse_setting, options.settings)}
+    overrides, of_model = split_overrides(settings, "--set")
+    if of_model:
+        raise ConfigError(
+            "the table states the model", file="--set", key=f"model.{next(iter(of_model))}"
+        )
+    rows = list(validate_table(read_table(options.table), options.hardware, overrides))
+    if options.output is not None:
+        with atomic_output(options.output) as temporary:
+            write_table(rows, temporary)
+    groups = summarize(rows)
+    print(to_json([group.as_row() for group in groups]) if options.json else summary_text(groups))
+    if options.max_mape is not None:
+        worst = max((group.mean_absolute or 0.0 for group in groups), default=0.0)
+        if worst > options.max_mape:
+            raise DeepFlowError(
+                f"a mean absolute error of {worst:.1f} % exceeds --max-mape {options.max_mape:g}"
+            )
+        if not any(group.predicted for group in groups):
+            raise DeepFlowError(f"{options.table}: no row could be predicted")
+
+
 def _changed(what: str) -> DeepFlowError:
     return DeepFlowError(f"{what} changed since the workflow was started; start it again")
 
 
 def _schema(options: argparse.Namespace) -> None:
-    from deepflow.sweep.files import to_json
+    from deepflow.files import to_json
 
     if options.kind == "sweep":
         from deepflow.sweep.schema import SWEEP_SCHEMA

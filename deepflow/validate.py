@@ -14,6 +14,7 @@ import io
 import statistics
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,9 @@ class GroupError:
     percentile_90: float | None
     median_signed: float | None
 
+    def as_row(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
     """Rows of a CSV file, gzip-compressed if its name ends in .gz.
@@ -127,6 +131,15 @@ def validate_table(
     machines = _Machines(hardware_file, overrides or {})
     for row in rows:
         yield _validate(dict(row), machines)
+
+
+def write_table(rows: Iterable[ValidatedRow], path: str | Path) -> None:
+    """The table as it was, with the added columns."""
+    records = [row.as_row() for row in rows]
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
 
 
 def summarize(rows: Iterable[ValidatedRow]) -> list[GroupError]:

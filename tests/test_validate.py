@@ -1,11 +1,13 @@
 """Tables of measurements are recognised, predicted row by row, and summed up honestly."""
 
 import gzip
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from deepflow.cli import main
 from deepflow.errors import ConfigError
 from deepflow.validate import ADDED_COLUMNS, read_table, summarize, validate_table
 
@@ -110,3 +112,28 @@ def test_added_columns_stand_beside_the_row():
     assert list(row)[-3:] == list(ADDED_COLUMNS)
     assert list(row)[:-3] == list(TRAINING)
     assert row["not_predicted"] == ""
+
+
+def test_the_command_writes_every_row_and_sums_up(tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    rows = [TRAINING, TRAINING | {"hardware": "H900"}]
+    table.write_text(
+        "\n".join([",".join(TRAINING), *(",".join(row.values()) for row in rows)]) + "\n"
+    )
+    output = tmp_path / "out.csv"
+    assert main(["validate", str(table), "--json", "--output", str(output)]) == 0
+    (group, unknown) = json.loads(capsys.readouterr().out)
+    assert (group["rows"], group["predicted"], unknown["predicted"]) == (1, 1, 0)
+    written = read_table(output)
+    assert [row["hardware"] for row in written] == ["H100 SXM5 80GB", "H900"]
+    assert float(written[0]["predicted"]) > 0 and "H900" in written[1]["not_predicted"]
+
+
+def test_the_command_can_be_a_check(tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    table.write_text(f"{','.join(TRAINING)}\n{','.join(TRAINING.values())}\n")
+    assert main(["validate", str(table), "--max-mape", "1000"]) == 0
+    assert main(["validate", str(table), "--max-mape", "0.001"]) == 1
+    assert "exceeds --max-mape" in capsys.readouterr().err
+    assert main(["validate", str(table), "--set", "model.seq_len=8"]) == 1
+    assert "the table states the model" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from deepflow.config.model import MODEL_MODES
 from deepflow.config.old_style import translate
 from deepflow.config.schema import keys_of
 from deepflow.errors import ConfigError
+from deepflow.files import atomic_output
 
 
 def add_config_command(commands: Any) -> None:
@@ -83,11 +83,11 @@ def write_upgrade(
     for path in paths.values():
         if path.exists() and not force:
             raise ConfigError("exists already; --force replaces it", file=str(path))
-    folder.mkdir(parents=True, exist_ok=True)
     for kind, text in texts.items():
         source = json.dumps(old.name)
         header = f"# The {kind} of {source}, an older file, in the current style.\n"
-        _write_whole(paths[kind], header + text)
+        with atomic_output(paths[kind]) as temporary:
+            temporary.write_text(header + text, encoding="utf-8")
     return list(paths.values())
 
 
@@ -117,13 +117,3 @@ def _scalar(value: object) -> str:
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
     return json.dumps(value, ensure_ascii=False)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """The file is complete as soon as it has its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepflow.config import did_you_mean
 from deepflow.errors import ConfigError
-from deepflow.sweep.files import atomic_output
+from deepflow.files import atomic_output
 from deepflow.sweep.quantity import scale_of
 from deepflow.sweep.schema import PLOT_SCHEMA, check_object
 from deepflow.sweep.where import Condition, identifier, parse_condition
