@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from deepflow.config.model import GemmModel, LlmModel, ModelConfig
+from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig
 from deepflow.cost.gemm import gemm_cost
 from deepflow.cost.operators import OperatorCost
 from deepflow.hardware import Hardware
 from deepflow.mapping.parallelism import Group
 from deepflow.predict import Prediction, predict, time_by_class
-from deepflow.schedule.training import TrainingRun, run_training
+from deepflow.schedule.training import StageResult, TrainingRun, run_training
 from deepflow.workload.operators import Attention, Collective, Elementwise, Gemm, Operator
+
+if TYPE_CHECKING:
+    from deepflow.mapping.kernel import KernelMapping
 
 _CLASS_NAMES = {
     "time_gemm_s": "matrix multiplication",
     "time_attention_s": "attention",
     "time_elementwise_s": "element-wise kernels",
-    "time_tensor_communication_s": "tensor parallel communication",
+    "time_tensor_communication_s": "tensor (kernel) parallel communication",
     "time_data_communication_s": "data parallel communication (exposed)",
     "time_pipeline_bubble_s": "pipeline bubble",
     "time_optimizer_s": "optimizer",
     "time_launch_s": "kernel launches",
 }
+
+_MEMORY_PARTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "buffers",
+    "reserved",
+)
+_HEADER = f"  {'operator':44} {'shape':28} {'each':>10} {'of step':>8} {'rate':>13}  bound by"
 
 
 def explain(hardware: Hardware, model: ModelConfig) -> str:
@@ -36,7 +51,9 @@ def explain(hardware: Hardware, model: ModelConfig) -> str:
     lines += _machine(hardware)
     if isinstance(model, GemmModel):
         lines += _gemm(hardware, model, prediction)
-    elif isinstance(model, LlmModel):
+    elif isinstance(model, LstmModel):
+        lines += _lstm(hardware, model, prediction)
+    else:
         lines += _training(hardware, model, prediction)
     return "\n".join(lines) + "\n"
 
@@ -56,14 +73,24 @@ def _machine(hardware: Hardware) -> list[str]:
 
 
 def _gemm(hardware: Hardware, model: GemmModel, prediction: Prediction) -> list[str]:
+    from deepflow.schedule.gemm import run_gemm
+
+    run = run_gemm(hardware, model)
+    shard = next(item.operator for item in run.compute if isinstance(item.operator, Gemm))
     precision = hardware.config.sw_param.precision
-    found = gemm_cost(hardware.accelerator, model.M, model.K, model.N, precision)
+    found = gemm_cost(hardware.accelerator, shard.m, shard.k, shard.n, precision)
     assert prediction.time_s is not None
     lines = [
         f"time {_seconds(prediction.time_s)}"
         f" ({_percent(prediction.model_flops_utilization)} of peak),"
         f" of which launches {_seconds(prediction.time_launch_s or 0.0)}",
-        f"forward multiplication M={model.M} K={model.K} N={model.N}: bound by {found.bound}",
+    ]
+    if run.mapping.num_devices > 1:
+        groups = run.mapping.groups
+        talking = [group for name, group in groups.items() if name != "pipeline"]
+        lines += [_kernel_line(run.mapping), *_groups(talking), ""]
+    lines += [
+        f"forward multiplication M={shard.m} K={shard.k} N={shard.n}: bound by {found.bound}",
         f"  tile in L2 {_shape(found.l2_tile)}, tile in L1 {_shape(found.l1_tile)},"
         f" loop order {found.order}",
         "",
@@ -75,48 +102,108 @@ def _gemm(hardware: Hardware, model: GemmModel, prediction: Prediction) -> list[
         lines.append(
             f"{level.name:8} {_si(moved):>9}B {found.flops / moved:>11.1f}   {_seconds(taken)}"
         )
+    operators = (*run.compute, *run.reduction, *run.update)
+    if len(operators) > 1:
+        lines += ["", _HEADER, *_operators(operators, 1 / prediction.time_s)]
     return lines
+
+
+def _lstm(hardware: Hardware, model: LstmModel, prediction: Prediction) -> list[str]:
+    from deepflow.schedule.recurrent import run_recurrent
+
+    run = run_recurrent(hardware, model)
+    stages = len(run.stages)
+    lines = [
+        *_summary(run.time, prediction),
+        f"forward {_seconds(run.forward_time)}, backward with reduction and update"
+        f" {_seconds(run.backward_time)}; {run.batch} sequences on each replica",
+        _kernel_line(run.mapping),
+        f"recurrent layers on each stage: {', '.join(map(str, run.stage_layers))}",
+        "",
+        *_shares(run.time, run.stages[run.bottleneck], run.bottleneck, stages),
+        *_groups(run.mapping.groups.values()),
+    ]
+    counts = {
+        "embedding": int(run.bottleneck == 0),
+        "hidden": run.stage_layers[run.bottleneck],
+        "projection": int(run.bottleneck == stages - 1),
+        "softmax": int(run.bottleneck == stages - 1),
+    }
+    for name, costs in run.layers.items():
+        count = counts[name]
+        if not count:
+            continue
+        split = run.mapping.splits[name]
+        cut = "whole" if split.kind == "none" else f"{split.kind} {split.kp1} x {split.kp2}"
+        lines += [
+            "",
+            f"{name}, {cut}: {count} on this stage, {model.seq_len} time steps",
+            _HEADER,
+        ]
+        runs = count * model.seq_len / run.time
+        lines += _operators((*costs.forward, *costs.backward), runs)
+        lines += _operators((*costs.reduction, *costs.update), count / run.time)
+    return lines + _memory(hardware, run.stages)
 
 
 def _training(hardware: Hardware, model: LlmModel, prediction: Prediction) -> list[str]:
     run = run_training(hardware, model)
     mapping, stage = run.mapping, run.stages[run.bottleneck]
-    lines = [
-        f"step {_seconds(run.time)}, {_si(prediction.tokens_per_second or 0.0)}tokens/s,"
-        f" MFU {_percent(prediction.model_flops_utilization)}, status {prediction.status}"
-        + (f": {prediction.reason}" if prediction.reason else ""),
+    return [
+        *_summary(run.time, prediction),
         f"{mapping.num_devices} devices: tensor {mapping.tensor}, pipeline {mapping.pipeline},"
         f" data {mapping.data}; {mapping.num_microbatches} microbatches of"
         f" {mapping.micro_batch_size} sequences, {mapping.schedule}, ZeRO {mapping.zero},"
         f" recompute {mapping.recompute}",
         "",
-        f"Where the step goes (stage {run.bottleneck} of {mapping.pipeline}, the busiest)",
+        *_shares(run.time, stage, run.bottleneck, mapping.pipeline),
+        *_groups((mapping.tensor_group, mapping.data_group, mapping.pipeline_hop)),
+        *_segments(run, stage_index=run.bottleneck),
+        *_memory(hardware, run.stages),
     ]
-    for name, taken in sorted(time_by_class(run, stage).items(), key=lambda item: -item[1]):
-        lines.append(
-            f"  {_CLASS_NAMES[name]:40} {_seconds(taken):>10}  {_percent(taken / run.time):>6}"
-        )
-    lines += ["", "Groups (rank order: tensor innermost, then data, then pipeline)"]
-    lines += [
-        _group_line(group)
-        for group in (mapping.tensor_group, mapping.data_group, mapping.pipeline_hop)
-        if group.size > 1
+
+
+def _summary(time: float, prediction: Prediction) -> list[str]:
+    return [
+        f"step {_seconds(time)}, {_si(prediction.tokens_per_second or 0.0)}tokens/s,"
+        f" MFU {_percent(prediction.model_flops_utilization)}, status {prediction.status}"
+        + (f": {prediction.reason}" if prediction.reason else "")
     ]
-    lines += _segments(run, stage_index=run.bottleneck)
-    lines += ["", "Memory of the fullest device"]
-    memory = max((part.memory for part in run.stages), key=lambda use: use.total)
-    for part in ("weights", "gradients", "optimizer", "activations", "logits", "buffers"):
+
+
+def _shares(time: float, stage: StageResult, number: int, stages: int) -> list[str]:
+    lines = [f"Where the step goes (stage {number} of {stages}, the busiest)"]
+    for name, taken in sorted(time_by_class(time, stage).items(), key=lambda item: -item[1]):
+        share = _percent(taken / time)
+        lines.append(f"  {_CLASS_NAMES[name]:40} {_seconds(taken):>10}  {share:>6}")
+    return lines
+
+
+def _groups(groups: Iterable[Group]) -> list[str]:
+    lines = [_group_line(group) for group in groups if group.size > 1]
+    return ["", "Groups (rank order: tensor innermost, then data, then pipeline)", *lines]
+
+
+def _memory(hardware: Hardware, stages: Iterable[StageResult]) -> list[str]:
+    memory = max((part.memory for part in stages), key=lambda use: use.total)
+    lines = ["", "Memory of the fullest device"]
+    for part in _MEMORY_PARTS:
         lines.append(f"  {part:12} {_binary(getattr(memory, part)):>10}")
-    lines.append(f"  {'reserved':12} {_binary(memory.reserved):>10}")
     capacity = hardware.accelerator.memory[-1].size
     lines.append(f"  {'sum':12} {_binary(memory.total):>10} of {_binary(capacity)}")
     return lines
 
 
+def _kernel_line(mapping: KernelMapping) -> str:
+    return (
+        f"{mapping.num_devices} devices: kernel {mapping.kernel}, pipeline {mapping.pipeline},"
+        f" data {mapping.data}"
+    )
+
+
 def _segments(run: TrainingRun, stage_index: int) -> list[str]:
     mapping = run.mapping
     lines: list[str] = []
-    header = f"  {'operator':44} {'shape':28} {'each':>10} {'of step':>8} {'rate':>13}  bound by"
     for name, costs in run.segments.items():
         count = {
             "embedding": stage_index == 0,
@@ -129,12 +216,12 @@ def _segments(run: TrainingRun, stage_index: int) -> list[str]:
         lines += [
             "",
             f"{name}: {times}per microbatch, {mapping.num_microbatches} microbatches",
-            header,
+            _HEADER,
         ]
         runs = int(count) * mapping.num_microbatches
         lines += _operators((*costs.forward, *costs.backward), runs / run.time)
         lines += _operators(costs.gradient, int(count) / run.time)
-    lines += ["", "update: once per step", header]
+    lines += ["", "update: once per step", _HEADER]
     return lines + _operators(run.update_operators, 1 / run.time)
 
 
@@ -176,7 +263,7 @@ def _group_line(group: Group) -> str:
         parts.append(f"{group.intra_size} within a node at {_si(group.intra_bandwidth)}B/s")
     if group.inter_size > 1:
         parts.append(f"{group.inter_size} nodes at {_si(group.inter_bandwidth)}B/s")
-    return f"  {group.name:9} {group.size:5} ranks: {', '.join(parts)}"
+    return f"  {group.name:14} {group.size:5} ranks: {', '.join(parts)}"
 
 
 def _shape(sizes: tuple[int, ...]) -> str:

@@ -6,13 +6,12 @@ import math
 from dataclasses import field, fields
 from typing import Any
 
-from deepflow.config.model import GemmModel, LlmModel, ModelConfig
-from deepflow.cost.operators import Cost, operator_cost
-from deepflow.errors import ConfigError, DeepFlowError
+from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig
+from deepflow.cost.operators import Cost, OperatorCost, total
+from deepflow.errors import DeepFlowError
 from deepflow.hardware import Hardware
 from deepflow.record import record
-from deepflow.schedule.training import StageResult, TrainingRun, run_training
-from deepflow.workload.operators import Block, Gemm, backward
+from deepflow.schedule.training import StageResult, run_training
 from deepflow.workload.transformer import model_flops_per_token, parameter_count
 
 ASTRA_REASON = "the astra backend is not part of this version"
@@ -57,7 +56,7 @@ class Prediction:
         float, "s", "norms, activations, residuals, loss, gradient accumulation"
     )
     time_tensor_communication_s: float | None = _column(
-        float, "s", "waiting for the tensor parallel group"
+        float, "s", "waiting for the tensor (kernel) parallel group"
     )
     time_data_communication_s: float | None = _column(
         float, "s", "gradient reduction after the last backward pass, parameter gathering"
@@ -126,21 +125,15 @@ def predict(hardware: Hardware, model: ModelConfig) -> Prediction:
 
     Raises:
         InfeasiblePoint: the point is well formed but cannot exist.
-        ConfigError: the model is of a kind that cannot be predicted.
         DeepFlowError: the hardware cannot run it at all (no bandwidth, no compute).
     """
     match model:
         case LlmModel():
             result = _predict_training(hardware, model)
+        case LstmModel():
+            result = _predict_lstm(hardware, model)
         case GemmModel():
             result = _predict_gemm(hardware, model)
-        case _:
-            raise ConfigError(
-                "cannot be predicted by this version",
-                key="model_param.mode",
-                value=model.mode,
-                allowed="GEMM, LLM",
-            )
     for name in ("time_s", *TIME_COLUMNS):
         value = getattr(result, name)
         if value is not None and not math.isfinite(value):
@@ -148,7 +141,7 @@ def predict(hardware: Hardware, model: ModelConfig) -> Prediction:
     return result
 
 
-def _backend(hardware: Hardware) -> dict[str, str]:
+def _backend(hardware: Hardware) -> dict[str, Any]:
     asked = hardware.config.execution_backend.model
     return {
         "backend_requested": asked,
@@ -158,111 +151,162 @@ def _backend(hardware: Hardware) -> dict[str, str]:
 
 
 def _predict_gemm(hardware: Hardware, model: GemmModel) -> Prediction:
-    """One matrix multiplication, and its two gradients if asked for, on one device."""
-    forward = Block("gemm", (Gemm("gemm", model.M, model.K, model.N),))
-    operators = forward.operators + (backward(forward).operators if model.backward else ())
-    costs = [operator_cost(operator, hardware, {}) for operator in operators]
-    cost = Cost()
-    for item in costs:
-        cost += item.cost
-    core = hardware.accelerator.core
-    footprint = float(
-        (model.M * model.K + model.K * model.N + model.M * model.N)
-        * hardware.config.sw_param.precision
-        * (2 if model.backward else 1)
-    )
+    """One matrix multiplication, and its two gradients if asked for, on one rank or several."""
+    from deepflow.schedule.gemm import run_gemm
+
+    run = run_gemm(hardware, model)
+    compute, reduction, update = total(run.compute), total(run.reduction), total(run.update)
+    cost = compute + reduction + update
+    devices = run.mapping.num_devices
+    flops = 2.0 * model.M * model.K * model.N * (3 if model.backward else 1) * run.mapping.data
     capacity = hardware.accelerator.memory[-1].size
-    fits = footprint <= capacity
+    fits = run.footprint <= capacity
     energy = device_energy(hardware, cost, cost.time)
+    operators = (*run.compute, *run.reduction, *run.update)
     return Prediction(
         status="ok" if fits else "out_of_memory",
-        reason="" if fits else _memory_reason(footprint, capacity),
+        reason="" if fits else _memory_reason(run.footprint, capacity),
         time_s=cost.time,
-        model_flops_utilization=cost.flops / cost.time / core.peak_flops,
-        flops_per_second_per_device=cost.flops / cost.time,
+        model_flops_utilization=flops / cost.time / devices / hardware.accelerator.core.peak_flops,
+        flops_per_second_per_device=flops / cost.time / devices,
         time_gemm_s=cost.gemm,
+        time_tensor_communication_s=compute.communication,
+        time_data_communication_s=reduction.communication,
+        time_optimizer_s=update.elementwise,
         time_launch_s=cost.launch,
-        model_flops=cost.flops,
-        executed_flops=cost.flops,
-        dram_bytes=cost.dram_bytes,
-        l2_bytes=cost.l2_bytes,
-        peak_memory_bytes=footprint,
+        model_flops=flops,
+        executed_flops=cost.flops * devices,
+        dram_bytes=cost.dram_bytes * devices,
+        l2_bytes=cost.l2_bytes * devices,
+        intra_node_bytes=cost.intra_node_bytes * devices,
+        inter_node_bytes=cost.inter_node_bytes * devices,
+        peak_memory_bytes=run.footprint,
         memory_capacity_bytes=capacity,
         fits_in_memory=fits,
-        energy_j=energy,
-        average_power_w=None if energy is None else energy / cost.time,
-        num_devices=1,
-        bound="launch" if cost.launch > cost.gemm else max(costs, key=_time_of).bound,
+        energy_j=None if energy is None else energy * devices,
+        average_power_w=None if energy is None else energy * devices / cost.time,
+        num_devices=devices,
+        tensor_parallel=run.mapping.kernel,
+        data_parallel=run.mapping.data,
+        bound="launch" if cost.launch > cost.time / 2 else max(operators, key=_time_of).bound,
         **_backend(hardware),
     )
 
 
-def _time_of(item: Any) -> float:
-    return float(item.cost.time)
+def _time_of(item: OperatorCost) -> float:
+    return item.cost.time
 
 
 def _predict_training(hardware: Hardware, model: LlmModel) -> Prediction:
     run = run_training(hardware, model)
     mapping = run.mapping
-    stage = run.stages[run.bottleneck]
-    times = time_by_class(run, stage)
     tokens = model.global_batch_size * model.seq_len
-    model_flops = model_flops_per_token(model) * tokens
-    devices = mapping.num_devices
-    replicas = mapping.tensor * mapping.data
-    per_stage = [part.compute + part.update + part.gradient + part.sent for part in run.stages]
-    everything = Cost()
-    for cost in per_stage:
-        everything += cost
-    everything *= replicas
-    energies = [device_energy(hardware, cost, run.time) for cost in per_stage]
-    energy = None if None in energies else sum(value or 0.0 for value in energies) * replicas
-    fullest = max((part.memory for part in run.stages), key=lambda memory: memory.total)
-    capacity = hardware.accelerator.memory[-1].size
-    fits = fullest.total <= capacity
     return Prediction(
-        status="ok" if fits else "out_of_memory",
-        reason="" if fits else _memory_reason(fullest.total, capacity),
-        time_s=run.time,
-        tokens_per_second=tokens / run.time,
-        tokens_per_second_per_device=tokens / run.time / devices,
-        model_flops_utilization=model_flops
-        / (run.time * devices * hardware.accelerator.core.peak_flops),
-        flops_per_second_per_device=model_flops / run.time / devices,
         time_to_train_s=None if model.n_tokens is None else model.n_tokens / tokens * run.time,
-        model_flops=model_flops,
-        executed_flops=everything.flops,
-        dram_bytes=everything.dram_bytes,
-        l2_bytes=everything.l2_bytes,
-        intra_node_bytes=everything.intra_node_bytes,
-        inter_node_bytes=everything.inter_node_bytes,
-        weights_bytes=fullest.weights,
-        gradients_bytes=fullest.gradients,
-        optimizer_bytes=fullest.optimizer,
-        activations_bytes=fullest.activations,
-        logits_bytes=fullest.logits,
-        buffers_bytes=fullest.buffers,
-        reserved_bytes=fullest.reserved,
-        peak_memory_bytes=fullest.total,
-        memory_capacity_bytes=capacity,
-        fits_in_memory=fits,
-        energy_j=energy,
-        average_power_w=None if energy is None else energy / run.time,
-        num_devices=devices,
+        num_devices=mapping.num_devices,
         tensor_parallel=mapping.tensor,
         pipeline_parallel=mapping.pipeline,
         data_parallel=mapping.data,
         num_microbatches=mapping.num_microbatches,
         micro_batch_size=mapping.micro_batch_size,
         parameters=parameter_count(model),
-        bound=max(times, key=lambda name: times[name]).removeprefix("time_").removesuffix("_s"),
-        **times,
+        **_step_columns(
+            hardware,
+            run.time,
+            run.stages,
+            run.bottleneck,
+            mapping.tensor * mapping.data,
+            model_flops_per_token(model) * tokens,
+            tokens,
+        ),
         **_backend(hardware),
     )
 
 
-def time_by_class(run: TrainingRun, stage: StageResult) -> dict[str, float]:
-    """Splits the step's time, seen from one stage, into disjoint classes that add up to it."""
+def _predict_lstm(hardware: Hardware, model: LstmModel) -> Prediction:
+    from deepflow.schedule.recurrent import run_recurrent
+    from deepflow.workload import lstm
+
+    run = run_recurrent(hardware, model)
+    mapping = run.mapping
+    return Prediction(
+        num_devices=mapping.num_devices,
+        tensor_parallel=mapping.kernel,
+        pipeline_parallel=mapping.pipeline,
+        data_parallel=mapping.data,
+        parameters=lstm.parameter_count(model),
+        **_step_columns(
+            hardware,
+            run.time,
+            run.stages,
+            run.bottleneck,
+            mapping.kernel * mapping.data,
+            lstm.model_flops(model),
+            model.batch_size * model.seq_len,
+        ),
+        **_backend(hardware),
+    )
+
+
+def _step_columns(
+    hardware: Hardware,
+    time: float,
+    stages: tuple[StageResult, ...],
+    bottleneck: int,
+    ranks: int,
+    model_flops: float,
+    tokens: int,
+) -> dict[str, Any]:
+    """The columns of a training step that do not depend on the kind of model.
+
+    ``ranks``: devices that work on each stage. ``model_flops`` and ``tokens`` per step.
+    """
+    times = time_by_class(time, stages[bottleneck])
+    devices = len(stages) * ranks
+    per_stage = [part.compute + part.update + part.gradient + part.sent for part in stages]
+    everything = Cost()
+    for cost in per_stage:
+        everything += cost
+    everything *= ranks
+    energies = [device_energy(hardware, cost, time) for cost in per_stage]
+    energy = None if None in energies else sum(value or 0.0 for value in energies) * ranks
+    fullest = max((part.memory for part in stages), key=lambda memory: memory.total)
+    capacity = hardware.accelerator.memory[-1].size
+    fits = fullest.total <= capacity
+    return {
+        "status": "ok" if fits else "out_of_memory",
+        "reason": "" if fits else _memory_reason(fullest.total, capacity),
+        "time_s": time,
+        "tokens_per_second": tokens / time,
+        "tokens_per_second_per_device": tokens / time / devices,
+        "model_flops_utilization": model_flops
+        / (time * devices * hardware.accelerator.core.peak_flops),
+        "flops_per_second_per_device": model_flops / time / devices,
+        "model_flops": model_flops,
+        "executed_flops": everything.flops,
+        "dram_bytes": everything.dram_bytes,
+        "l2_bytes": everything.l2_bytes,
+        "intra_node_bytes": everything.intra_node_bytes,
+        "inter_node_bytes": everything.inter_node_bytes,
+        "weights_bytes": fullest.weights,
+        "gradients_bytes": fullest.gradients,
+        "optimizer_bytes": fullest.optimizer,
+        "activations_bytes": fullest.activations,
+        "logits_bytes": fullest.logits,
+        "buffers_bytes": fullest.buffers,
+        "reserved_bytes": fullest.reserved,
+        "peak_memory_bytes": fullest.total,
+        "memory_capacity_bytes": capacity,
+        "fits_in_memory": fits,
+        "energy_j": energy,
+        "average_power_w": None if energy is None else energy / time,
+        "bound": max(times, key=lambda name: times[name]).removeprefix("time_").removesuffix("_s"),
+        **times,
+    }
+
+
+def time_by_class(time: float, stage: StageResult) -> dict[str, float]:
+    """Splits a step's ``time``, seen from one stage, into disjoint classes that add up to it."""
     compute, update = stage.compute, stage.update
     times = {
         "time_gemm_s": compute.gemm,
@@ -273,7 +317,7 @@ def time_by_class(run: TrainingRun, stage: StageResult) -> dict[str, float]:
         "time_optimizer_s": update.elementwise,
         "time_launch_s": compute.launch + update.launch,
     }
-    times["time_pipeline_bubble_s"] = max(0.0, run.time - sum(times.values()))
+    times["time_pipeline_bubble_s"] = max(0.0, time - sum(times.values()))
     return times
 
 

@@ -1,0 +1,423 @@
+"""The event scheduler: laws on random graphs, and the schedules of the original code."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepflow.errors import DeepFlowError
+from deepflow.schedule.events import UNLIMITED, EventGraph
+from deepflow.schedule.recurrent import pass_graph
+from tests.reference_kernel import records
+
+TOLERANCE = 1e-9
+
+
+# --- Laws -----------------------------------------------------------------------------------
+
+
+@st.composite
+def graphs(draw):
+    """(graph, durations, edges): edges are (parent, child, task of the edge or None)."""
+    count = draw(st.integers(1, 25))
+    resources = draw(st.integers(1, 4))
+    durations = draw(st.lists(st.floats(0, 10), min_size=3, max_size=6))
+    kind = st.integers(0, len(durations) - 1)
+    resource = st.integers(UNLIMITED, resources - 1)
+    graph = EventGraph()
+    nodes = [graph.node(draw(kind), draw(resource)) for _ in range(count)]
+    edges = []
+    for child in nodes[1:]:
+        for parent in draw(st.sets(st.integers(0, child - 1), max_size=3)):
+            takes_time = draw(st.booleans())
+            transfer = len(graph.kinds) if takes_time else None
+            if takes_time:
+                graph.edge(parent, child, draw(kind), draw(resource))
+            else:
+                graph.edge(parent, child)
+            edges.append((parent, child, transfer))
+    return graph, durations, edges
+
+
+@given(graphs())
+def test_every_task_runs_once_in_order_and_resources_never_overlap(case):
+    graph, durations, edges = case
+    timeline = graph.run(durations)
+    assert len(timeline.starts) == len(timeline.ends) == len(graph.kinds)
+    for task, kind in enumerate(graph.kinds):
+        assert timeline.ends[task] == pytest.approx(timeline.starts[task] + durations[kind])
+    for parent, child, transfer in edges:
+        path = [parent, child] if transfer is None else [parent, transfer, child]
+        for before, after in itertools.pairwise(path):
+            assert timeline.starts[after] >= timeline.ends[before]
+    spans: dict[int, list[tuple[float, float]]] = {}
+    for task, resource in enumerate(graph.resources):
+        if resource != UNLIMITED:
+            spans.setdefault(resource, []).append((timeline.starts[task], timeline.ends[task]))
+    for used in spans.values():
+        used.sort()
+        for (_, end), (start, _) in itertools.pairwise(used):
+            assert start >= end
+
+
+@given(graphs())
+def test_a_schedule_lasts_at_least_its_longest_path_and_at_most_the_sum(case):
+    graph, durations, _ = case
+    time = graph.run(durations).time
+    longest: dict[int, float] = {}
+
+    def path(task):
+        if task not in longest:
+            after = max((path(child) for child in graph.children[task]), default=0.0)
+            longest[task] = durations[graph.kinds[task]] + after
+        return longest[task]
+
+    critical = max(path(task) for task in range(len(graph.kinds)))
+    assert critical * (1 - 1e-12) <= time
+    assert time <= sum(durations[kind] for kind in graph.kinds) * (1 + 1e-12)
+
+
+@given(graphs())
+def test_no_resource_idles_while_a_task_that_is_ready_waits_for_it(case):
+    graph, durations, _ = case
+    timeline = graph.run(durations)
+    ready = [0.0] * len(graph.kinds)
+    for task, children in enumerate(graph.children):
+        for child in children:
+            ready[child] = max(ready[child], timeline.ends[task])
+    for task, resource in enumerate(graph.resources):
+        if resource == UNLIMITED:
+            assert timeline.starts[task] == ready[task]
+        elif timeline.starts[task] > ready[task]:
+            assert timeline.starts[task] in {
+                timeline.ends[other]
+                for other, used in enumerate(graph.resources)
+                if used == resource and other != task
+            }
+
+
+def test_first_come_first_served():
+    graph = EventGraph()
+    blocker = graph.node(1, 0)
+    early, late = graph.node(0), graph.node(2)
+    for parent in (late, early):
+        graph.edge(parent, graph.node(0, 0))
+    timeline = graph.run((1.0, 5.0, 2.0))
+    assert timeline.ends[blocker] == 5.0
+    assert [timeline.starts[task] for task in (3, 4)] == [6.0, 5.0]
+
+
+def test_a2_a_graph_that_cannot_be_executed_whole_is_an_error():
+    """The original returned the time of the part that it could execute."""
+    graph = EventGraph()
+    first, second, third = (graph.node(0, 0) for _ in range(3))
+    graph.edge(first, second)
+    graph.edge(second, third)
+    graph.edge(third, second)
+    with pytest.raises(DeepFlowError, match="2 of 3 tasks wait"):
+        graph.run((1.0,))
+
+
+# --- LSTM graphs of the original ------------------------------------------------------------
+
+LSTM_KINDS = ("Ef", "Cf", "Sf", "Tf", "Eb", "Cb", "Sb", "Tb", "Re", "Rc", "Rs")
+FREE = len(LSTM_KINDS)  # kind of tasks without duration
+
+
+def lstm_kind(name):
+    return LSTM_KINDS.index(name)
+
+
+def lstm_durations(record):
+    return [*(record[name] for name in LSTM_KINDS), 0.0]
+
+
+class LstmLayout:
+    """Placement of the original: layers on ``inner`` devices, links behind the devices."""
+
+    def __init__(self, num_layer, lp):
+        self.stages = lp
+        self.per_device = math.ceil(num_layer / (lp - 2 if lp > 2 else lp))
+
+    def device(self, layer):
+        return 0 if self.stages == 1 else layer // self.per_device + 1
+
+    def link(self, number):
+        return self.stages + number
+
+    def between(self, number):
+        """A link between devices; on one device, memory that nobody waits for."""
+        return UNLIMITED if self.stages == 1 else self.link(number)
+
+
+def original_lstm_forward(num_seq, num_layer, lp):
+    """Its graph, every edge a task, children in the order that decides ties."""
+    layout, graph = LstmLayout(num_layer, lp), EventGraph()
+    steps, transfer = range(num_seq), lstm_kind("Tf")
+    embedding = [graph.node(lstm_kind("Ef"), 0) for _ in steps]
+    hidden = [
+        [graph.node(lstm_kind("Cf"), layout.device(layer)) for _ in steps]
+        for layer in range(num_layer)
+    ]
+    softmax = [graph.node(lstm_kind("Sf"), lp - 1) for _ in steps]
+    for step in steps:
+        graph.edge(embedding[step], hidden[0][step], transfer, layout.between(0))
+        if step + 1 < num_seq:
+            graph.edge(embedding[step], embedding[step + 1], FREE)
+    for layer in range(num_layer):
+        for step in steps:
+            cell, is_last = hidden[layer][step], step + 1 == num_seq
+            if not is_last:
+                graph.edge(cell, hidden[layer][step + 1], FREE)
+            if layer + 1 == num_layer:
+                graph.edge(cell, softmax[step], transfer, layout.between(lp - 2))
+            elif (layer + 1) % layout.per_device == 0 and lp > 1:
+                link = layout.link((layer + 1) // layout.per_device)
+                graph.edge(cell, hidden[layer + 1][step], transfer, link)
+            else:
+                graph.edge(cell, hidden[layer + 1][step], FREE)
+            if layer % layout.per_device and not is_last:
+                graph.edge(cell, hidden[layer - 1][step + 1], FREE)
+    return graph
+
+
+def original_lstm_backward(num_seq, num_layer, lp):
+    """Its mirror image with reductions; to and from the ends it sends what it sent forward."""
+    layout, graph = LstmLayout(num_layer, lp), EventGraph()
+    steps, ends = range(num_seq), lstm_kind("Tf")
+    embedding = [graph.node(lstm_kind("Eb"), 0) for _ in steps]
+    hidden = [
+        [graph.node(lstm_kind("Cb"), layout.device(layer)) for _ in steps]
+        for layer in range(num_layer)
+    ]
+    softmax = [graph.node(lstm_kind("Sb"), lp - 1) for _ in steps]
+
+    def reduce(after, kind, link):
+        graph.edge(after, graph.node(FREE), lstm_kind(kind), layout.link(link))
+
+    for step in steps:
+        graph.edge(softmax[step], hidden[-1][step], ends, layout.between(lp - 2))
+        if step:
+            graph.edge(softmax[step], softmax[step - 1], FREE)
+        else:
+            reduce(softmax[step], "Rs", 2 * lp - 2)
+    for layer in range(num_layer):
+        for step in steps:
+            cell = hidden[layer][step]
+            if step:
+                graph.edge(cell, hidden[layer][step - 1], FREE)
+            if not layer:
+                graph.edge(cell, embedding[step], ends, layout.between(0))
+            elif layer % layout.per_device == 0 and lp > 1:
+                link = layout.link(layer // layout.per_device)
+                graph.edge(cell, hidden[layer - 1][step], lstm_kind("Tb"), link)
+            else:
+                graph.edge(cell, hidden[layer - 1][step], FREE)
+            if step and layer + 1 < num_layer and (layer + 1) % layout.per_device:
+                graph.edge(cell, hidden[layer + 1][step - 1], FREE)
+            if not step:
+                reduce(cell, "Rc", 0 if lp == 1 else layer // layout.per_device + lp)
+    for step in steps:
+        if step:
+            graph.edge(embedding[step], embedding[step - 1], FREE)
+        else:
+            reduce(embedding[step], "Re", lp - 1)
+    return graph
+
+
+# A4: on one device, the end of any edge through memory freed the link of the reductions, so
+# that they overlapped. Numbers of records; all backward times of the original are too short.
+A4 = {
+    6, 19, 20, 24, 25, 30, 31, 48, 49, 52, 64, 72, 74, 75, 85, 88, 94, 95, 131, 134, 140, 146,
+    150,
+}  # fmt: skip
+# On one device with cells of no duration at all: the backward time of the original is longer
+# by exactly one transfer through memory. Which of its rules holds that back is not known; no
+# cell of a real model takes no time.
+ONE_TRANSFER_MORE = {41, 151}
+
+
+def test_lstm_forward_schedules_are_those_of_the_original():
+    cases = records("lstm_graph")
+    assert len(cases) == 165
+    for case in cases:
+        graph = original_lstm_forward(case["num_seq"], case["num_layer"], case["lp"])
+        time = graph.run(lstm_durations(case)).time
+        assert time == pytest.approx(case["fw"], rel=TOLERANCE)
+
+
+def test_lstm_backward_schedules_are_those_of_the_original_but_for_a4():
+    ratios = {}
+    for number, case in enumerate(records("lstm_graph")):
+        graph = original_lstm_backward(case["num_seq"], case["num_layer"], case["lp"])
+        time = graph.run(lstm_durations(case)).time
+        if number in A4:
+            assert case["lp"] == 1
+            ratios[number] = time / case["bw"]
+        elif number in ONE_TRANSFER_MORE:
+            assert case["lp"] == 1 and case["Cb"] == 0
+            assert time + case["Tf"] == pytest.approx(case["bw"], rel=TOLERANCE)
+        else:
+            assert time == pytest.approx(case["bw"], rel=TOLERANCE), number
+    assert min(ratios.values()) > 1.001
+    assert max(ratios.values()) == pytest.approx(3.48, rel=0.001)
+
+
+def test_our_graph_of_an_lstm_on_one_device_takes_the_time_of_the_original():
+    """With its durations and without transfers; reductions and updates are our own."""
+    for case in records("lstm_graph"):
+        if case["lp"] > 1:
+            continue
+        changed = case | {"Tf": 0.0}
+        theirs = original_lstm_forward(case["num_seq"], case["num_layer"], 1)
+        ours = pass_graph((case["num_layer"],), case["num_seq"], is_backward=False)
+        times = [case["Ef"], case["Cf"], case["Sf"], *[0.0] * 7]
+        assert ours.graph.run(times).time == pytest.approx(
+            theirs.run(lstm_durations(changed)).time, rel=TOLERANCE
+        )
+
+
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_b15_layers_that_do_not_divide_leave_no_stage_idle(is_backward):
+    """Four layers on three inner devices: 2, 1, 1 instead of 2, 2, 0, so never slower."""
+    steps = 12
+    case = dict.fromkeys(LSTM_KINDS, 0.0) | {"Cf": 1.0, "Cb": 1.0}
+    build = original_lstm_backward if is_backward else original_lstm_forward
+    theirs = build(steps, 4, 5).run(lstm_durations(case)).time
+    used = {LstmLayout(4, 5).device(layer) for layer in range(4)}
+    assert used == {1, 2}
+    ours = pass_graph((0, 2, 1, 1, 0), steps, is_backward=is_backward)
+    assert len({ours.graph.resources[row[0]] for row in ours.cells}) == 5
+    time = ours.graph.run([0.0, 1.0, 0.0, *[0.0] * 7]).time
+    assert time <= theirs
+    # Eight layers on five: 2, 2, 2, 1, 1 and not 2, 2, 2, 2, 0.
+    assert (
+        pass_graph((0, 2, 2, 2, 1, 1, 0), steps, is_backward=is_backward)
+        .graph.run([0.0, 1.0, 0.0, *[0.0] * 7])
+        .time
+        <= build(steps, 8, 7).run(lstm_durations(case)).time
+    )
+
+
+# --- LLM graphs of the original -------------------------------------------------------------
+
+LLM_COMPUTE = (
+    "embedding_f",
+    "transformer_f",
+    "linear_softmax_f",
+    "linear_softmax_b",
+    "transformer_b",
+    "embedding_b",
+)
+LLM_EDGES = ("embedding", "transformer", "softmax", "cross_layer")
+APPLY = len(LLM_COMPUTE) + len(LLM_EDGES)
+LLM_FREE = APPLY + 1
+
+
+def llm_durations(record):
+    compute = [record["compute"][name] for name in LLM_COMPUTE]
+    edges = [record["edges"][name] for name in LLM_EDGES]
+    return [*compute, *edges, record["apply"], 0.0]
+
+
+def edge_kind(name):
+    return len(LLM_COMPUTE) + LLM_EDGES.index(name)
+
+
+def llm_graph(record):
+    """The graph of the original, with the order between microbatches that it means.
+
+    Layers on stage min(l // ceil(L / lp), lp - 1), embedding and softmax on the outer stages;
+    a stage takes up a microbatch when it is done with the one before (GPipe).
+    """
+    layers, stages, microbatches = record["num_layer"], record["lp"], record["mb"]
+    stage_of = [min(layer // math.ceil(layers / stages), stages - 1) for layer in range(layers)]
+    top = stage_of[-1]
+    first = {stage: stage_of.index(stage) for stage in stage_of}
+    last = {stage: layer for layer, stage in enumerate(stage_of)}
+    places = [0, *stage_of, stages - 1, stages - 1, *reversed(stage_of), 0]
+    middle = ["transformer"] * layers
+    kinds = [
+        *map(
+            LLM_COMPUTE.index,
+            ("embedding_f", *(f"{name}_f" for name in middle), "linear_softmax_f"),
+        ),
+        *map(
+            LLM_COMPUTE.index,
+            ("linear_softmax_b", *(f"{name}_b" for name in middle), "embedding_b"),
+        ),
+    ]
+    graph = EventGraph()
+    chains = []
+    for _ in range(microbatches):
+        chain = [graph.node(kind, place) for kind, place in zip(kinds, places, strict=True)]
+        for position in range(len(chain) - 1):
+            crosses = places[position] != places[position + 1]
+            kind = edge_kind("cross_layer") if crosses else LLM_FREE
+            graph.edge(chain[position], chain[position + 1], kind)
+        chains.append(chain)
+    softmax, softmax_back = layers + 1, layers + 2
+
+    def forward(layer):
+        return 1 + layer
+
+    def back(layer):
+        return len(kinds) - 2 - layer
+
+    def order(before, after):
+        graph.edge(before, after, LLM_FREE)
+
+    for one, two in itertools.pairwise(chains):
+        order(one[forward(last[0])], two[0])
+        for stage in range(1, top):
+            order(one[forward(last[stage])], two[forward(first[stage])])
+        order(one[softmax], two[forward(first[top])])
+    for two, one in itertools.pairwise(chains):
+        order(one[back(first[top])], two[softmax_back])
+        for stage in range(1, top):
+            order(one[back(first[stage])], two[back(last[stage])])
+        order(one[-1], two[back(last[0])])
+    if record["dp"] > 1:
+        at_the_end = record["all_reduce"] == "the end"
+        for chain in chains:
+            graph.edge(chain[-1], graph.node(LLM_FREE), edge_kind("embedding"))
+            for layer in [0] if at_the_end else range(layers):
+                place = stage_of[-1] if at_the_end else stage_of[layer]
+                apply = graph.node(APPLY, place)
+                graph.edge(chain[back(layer)], apply, edge_kind("transformer"))
+            graph.edge(chain[softmax_back], graph.node(LLM_FREE), edge_kind("softmax"))
+    return graph
+
+
+# B15: layers that do not divide leave outer stages without one, and the original then orders
+# microbatches by the wrong layers.
+B15 = {
+    6, 13, 25, 34, 83, 85, 88, 91, 93, 94, 111, 115, 116, 127, 149, 155, 158, 162, 166, 169,
+}  # fmt: skip
+# Where it also left out an order that keeps memory bounded, ours takes longer.
+B15_LONGER = {94}
+
+
+def test_llm_schedules_are_those_of_the_original_but_for_a2_and_b15():
+    a2, b15 = {}, {}
+    cases = records("llm_graph")
+    assert len(cases) == 171
+    for number, case in enumerate(cases):
+        time = llm_graph(case).run(llm_durations(case)).time
+        if case["nodes_executed"] < case["nodes_total"]:
+            a2[number] = time / case["time"]
+            stages_used = min(case["num_layer"], case["lp"])
+            assert stages_used == 1 and case["mb"] > 1, number
+        elif number in B15:
+            assert case["num_layer"] % case["lp"] and case["mb"] > 1
+            b15[number] = time / case["time"]
+        else:
+            assert time == pytest.approx(case["time"], rel=TOLERANCE), number
+    # A2: only the forward pass of the first microbatch ran.
+    assert len(a2) == 38
+    assert min(a2.values()) > 1.5 and max(a2.values()) > 30
+    assert set(b15) == B15
+    assert {number for number, ratio in b15.items() if ratio > 1} == B15_LONGER
+    assert min(b15.values()) == pytest.approx(0.508, rel=0.01)
