@@ -14,7 +14,7 @@ from deepflow.config import load_model_config
 from deepflow.config.model import LlmModel
 from deepflow.cost.gemm import gemm_cost
 from deepflow.hardware import load_hardware
-from deepflow.predict import predict
+from deepflow.prediction import predict
 from measure import REPOSITORY, Row, median_seconds, print_table
 
 # Llama 2 70B on 512 devices: tensor 8, pipeline 8, data 8, 32 microbatches of one sequence.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deepflow.config import load_model_config as load_model
     from deepflow.errors import ConfigError, DeepFlowError, InfeasiblePoint
     from deepflow.hardware import Hardware, load_hardware
-    from deepflow.predict import Prediction, predict
+    from deepflow.prediction import Prediction, predict
 
 __all__ = [
     "ConfigError",
@@ -36,10 +36,10 @@ _HOMES = {
     "DeepFlowError": ("deepflow.errors", "DeepFlowError"),
     "Hardware": ("deepflow.hardware", "Hardware"),
     "InfeasiblePoint": ("deepflow.errors", "InfeasiblePoint"),
-    "Prediction": ("deepflow.predict", "Prediction"),
+    "Prediction": ("deepflow.prediction", "Prediction"),
     "load_hardware": ("deepflow.hardware", "load_hardware"),
     "load_model": ("deepflow.config", "load_model_config"),
-    "predict": ("deepflow.predict", "predict"),
+    "predict": ("deepflow.prediction", "predict"),
 }
 
 
@@ -50,7 +50,5 @@ def __getattr__(name: str) -> Any:
 
     module, attribute = _HOMES[name]
     value = getattr(import_module(module), attribute)
-    # ``deepflow.predict`` is a module as well as this function: importing the former sets the
-    # name, so it is set back on every look-up that comes here first.
     globals()[name] = value
     return value

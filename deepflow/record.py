@@ -3,7 +3,8 @@
 ``dataclasses`` writes and compiles six methods for every class, some milliseconds each for the
 larger ones. A one-point job lives for a tenth of a second, so classes here share one set of
 methods instead. Everything else is a dataclass: ``fields``, ``replace``, ``match`` and type
-checkers treat it as one.
+checkers treat it as one. What predictions make by the hundred, operators and their costs, stays
+a plain ``dataclass`` with slots, which takes half the time to make.
 """
 
 from __future__ import annotations

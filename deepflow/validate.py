@@ -28,7 +28,7 @@ from deepflow.config import (
 from deepflow.config.model import GemmModel, LlmModel
 from deepflow.errors import ConfigError, DeepFlowError
 from deepflow.hardware import derive_hardware
-from deepflow.predict import Prediction, predict
+from deepflow.prediction import Prediction, predict
 from deepflow.record import record
 from deepflow.workload.transformer import parameter_count
 

@@ -4,7 +4,7 @@ import statistics
 
 from deepflow.config import load_model_config
 from deepflow.hardware import load_hardware
-from deepflow.predict import predict
+from deepflow.prediction import predict
 from deepflow.validate import read_table
 
 # What the framework of the study does, for all rows alike: nanotron gives pipeline stages

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepflow.cli import main
-from deepflow.predict import COLUMNS
+from deepflow.prediction import COLUMNS
 from deepflow.version import MODEL_VERSION, __version__
 
 H100 = "configs/hardware-config/nvidia_h100_sxm_80gb.yaml"

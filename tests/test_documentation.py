@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deepflow.predict import COLUMNS
+from deepflow.prediction import COLUMNS
 from deepflow.sweep.expand import load_sweep
 
 PAGES = ("README.md", "docs/architecture.md", "docs/configuration.md", "benchmarks/README.md")

@@ -16,7 +16,7 @@ from deepflow.explain import explain
 from deepflow.hardware import load_hardware
 from deepflow.mapping.kernel import KernelSplit, regather, shard_product
 from deepflow.mapping.parallelism import Group
-from deepflow.predict import TIME_COLUMNS, predict
+from deepflow.prediction import TIME_COLUMNS, predict
 from deepflow.schedule.gemm import run_gemm
 from deepflow.workload.operators import Block, Collective, Gemm
 from tests.reference_kernel import gemm_time, hardware_of, link_term, local_term, price, records

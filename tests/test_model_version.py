@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deepflow.config import load_model_config
 from deepflow.hardware import load_hardware
-from deepflow.predict import predict
+from deepflow.prediction import predict
 from deepflow.version import MODEL_VERSION
 
 RECORD = Path("tests/data/model_version.json")
@@ -39,7 +39,10 @@ POINTS = [
     ),
     ("a100_80GB_tp", "LLM", {}),
     ("v100", "GEMM", {}),
-    ("waferscale_20v100_80hbm", "GEMM", {"power_breakdown.core": 40}),
+    ("exp_config_new", "GEMM", {"power_breakdown.core": 40}),
+    ("a100_80GB_tp", "GEMM", {}),
+    ("a100_80GB", "LSTM", {}),
+    ("a100_80GB_tp", "LSTM", {"parallelism.t": "RC", "parallelism.kp1": 2, "parallelism.kp2": 2}),
 ]
 
 

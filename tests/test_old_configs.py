@@ -20,7 +20,7 @@ from deepflow.config import (
 from deepflow.config.commands import add_config_command, upgrade, write_upgrade
 from deepflow.errors import ConfigError
 from deepflow.hardware import load_hardware
-from deepflow.predict import predict
+from deepflow.prediction import predict
 from deepflow.sweep.expand import load_sweep
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import pytest
 
 from deepflow.cli import main
 from deepflow.errors import ConfigError, DeepFlowError
-from deepflow.predict import COLUMNS
+from deepflow.prediction import COLUMNS
 from deepflow.sweep.expand import load_sweep
 from deepflow.sweep.plots import check_plots, draw_plot
 from deepflow.sweep.points import Sweep

@@ -9,7 +9,7 @@ from deepflow.cost.collectives import collective_cost
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import load_hardware
 from deepflow.mapping.parallelism import Group
-from deepflow.predict import TIME_COLUMNS, predict
+from deepflow.prediction import TIME_COLUMNS, predict
 from deepflow.schedule.training import run_training
 from deepflow.workload.operators import Attention, Gemm
 

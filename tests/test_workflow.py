@@ -30,16 +30,16 @@ BREAK_ON_PURPOSE = """\
 import os
 
 if os.path.exists("broken"):
-    import deepflow.predict
+    import deepflow.prediction
 
-    predict = deepflow.predict.predict
+    predict = deepflow.prediction.predict
 
     def predict_or_fail(hardware, model):
         if model.M == 256:
-            raise deepflow.predict.DeepFlowError("broken on purpose")
+            raise deepflow.prediction.DeepFlowError("broken on purpose")
         return predict(hardware, model)
 
-    deepflow.predict.predict = predict_or_fail
+    deepflow.prediction.predict = predict_or_fail
 """
 
 

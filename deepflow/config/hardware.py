@@ -247,9 +247,19 @@ class TechnologyParameters:
 
 
 @record(frozen=True)
-class NetworkBudget:
-    intra_node: float = option("links within a node", 0.0, minimum=0)
-    inter_node: float = option("links between nodes", 0.0, minimum=0)
+class NetworkArea:
+    """Areas of link circuits on the chip, in mm2."""
+
+    intra_node: float = option("links within a node", 0.0, unit="mm2", minimum=0)
+    inter_node: float = option("links between nodes", 0.0, unit="mm2", minimum=0)
+
+
+@record(frozen=True)
+class NetworkPower:
+    """Power of links, in W."""
+
+    intra_node: float = option("links within a node", 0.0, unit="W", minimum=0)
+    inter_node: float = option("links between nodes", 0.0, unit="W", minimum=0)
 
 
 @record(frozen=True)
@@ -265,7 +275,7 @@ class AreaBudget:
     L2: float = option("last-level cache", 0.0, unit="mm2", minimum=0)
     L1: float = option("shared memory", 0.0, unit="mm2", minimum=0)
     reg_mem: float = option("registers", 0.0, unit="mm2", minimum=0)
-    network: NetworkBudget = option("link circuits, in mm2", NetworkBudget())
+    network: NetworkArea = option("link circuits", NetworkArea())
 
 
 @record(frozen=True)
@@ -280,7 +290,7 @@ class PowerBudget:
     L2: float = option("last-level cache", 0.0, unit="W", minimum=0)
     L1: float = option("shared memory", 0.0, unit="W", minimum=0)
     reg_mem: float = option("registers", 0.0, unit="W", minimum=0)
-    network: NetworkBudget = option("links, in W", NetworkBudget())
+    network: NetworkPower = option("links", NetworkPower())
 
 
 @record(frozen=True)

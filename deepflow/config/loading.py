@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from deepflow.config.hardware import HardwareConfig, NetworkBudget, Parallelism
+from deepflow.config.hardware import HardwareConfig, NetworkArea, NetworkPower, Parallelism
 from deepflow.config.model import MODEL_MODES, GemmModel, LlmModel, LstmModel, ModelConfig
 from deepflow.config.old_style import keys_as_written, translate
 from deepflow.config.schema import (
@@ -485,7 +485,7 @@ def check_model(config: ModelConfig, file: str = "") -> None:
 def budget_problems(config: HardwareConfig) -> Iterator[str]:
     """Budgets whose parts add up to more than the whole, one sentence each."""
 
-    def total(parts: object, network: NetworkBudget) -> float:
+    def total(parts: object, network: NetworkArea | NetworkPower) -> float:
         names = ("core", "DRAM", "L2", "L1", "reg_mem")
         shares = sum(float(getattr(parts, name)) for name in names)
         return shares + network.intra_node + network.inter_node

@@ -9,14 +9,15 @@ through both, so the slower one sets the bandwidth term while the latencies add 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from deepflow.mapping.parallelism import Group
-from deepflow.record import record
 
 # Passes over the buffer: all_reduce = reduce_scatter + all_gather.
 RING_PASSES = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2}
 
 
-@record(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CollectiveCost:
     """``time`` in seconds; bytes that one rank sends over each class of link."""
 

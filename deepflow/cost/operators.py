@@ -8,20 +8,19 @@ memory speed (roofline, Williams et al. 2009). Every kernel pays the launch over
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 from deepflow.cost.collectives import collective_cost
 from deepflow.cost.gemm import gemm_cost
 from deepflow.cost.roofline import roofline_time
 from deepflow.hardware import Hardware
 from deepflow.mapping.parallelism import Group
-from deepflow.record import record
 from deepflow.workload.operators import Attention, Block, Collective, Elementwise, Gemm, Operator
 
 FORWARD_PASSES = 2
 
 
-@record(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What running something once on one device takes. Times in seconds, energy in joules.
 
@@ -55,7 +54,7 @@ COST_FIELDS = tuple(item.name for item in fields(Cost))
 NOTHING = Cost()
 
 
-@record(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OperatorCost:
     """One operator with its cost and what bounds it ("compute", a memory level, a network)."""
 

@@ -23,8 +23,8 @@ from dataclasses import replace
 
 from deepflow.config.hardware import Parallelism
 from deepflow.errors import InfeasiblePoint
-from deepflow.hardware import Hardware, parallel_links
-from deepflow.mapping.parallelism import Group, _group
+from deepflow.hardware import Hardware
+from deepflow.mapping.parallelism import Group, place_group
 from deepflow.record import record
 from deepflow.workload.lstm import GATE_TRANSFERS
 from deepflow.workload.operators import (
@@ -154,14 +154,22 @@ def map_kernels(
             f" not multiply to the {devices} devices ({system.num_nodes} nodes of"
             f" {system.num_devices_per_node}; system_hierarchy.num_nodes, num_devices_per_node)"
         )
+    if system.layout != "none":
+        from deepflow.mapping.layout import Degrees, with_layout
+
+        # Layers may be cut differently; the layout is that of the widest.
+        widest = max(splits.values(), key=lambda split: split.ranks)
+        hardware = with_layout(hardware, Degrees(widest.kp1, widest.kp2, data, asked.pipeline))
     groups = {
-        "data": _group_of(hardware, "data", "dp", data, kernel),
-        "pipeline": _group_of(hardware, "pipeline", "lp", min(asked.pipeline, 2), kernel * data),
+        "data": place_group(hardware, "data", data, kernel, ("dp",)),
+        "pipeline": place_group(
+            hardware, "pipeline", min(asked.pipeline, 2), kernel * data, ("lp",)
+        ),
     }
     for layer, split in splits.items():
         for dimension, size, stride in (("kp1", split.kp1, 1), ("kp2", split.kp2, split.kp1)):
             name = f"{layer}.{dimension}"
-            groups[name] = _group_of(hardware, name, dimension, size, stride)
+            groups[name] = place_group(hardware, name, size, stride, (dimension,))
     return KernelMapping(splits, groups, kernel, asked.pipeline, data)
 
 
@@ -182,16 +190,6 @@ def _split(asked: Parallelism, layer: str) -> KernelSplit:
             f" {kp2}"
         )
     return KernelSplit(kind, kp1, kp2)
-
-
-def _group_of(hardware: Hardware, name: str, dimension: str, size: int, stride: int) -> Group:
-    """The group on the network that ``system_hierarchy`` names, else placed in rank order."""
-    between_nodes = getattr(hardware.config.system_hierarchy, f"{dimension}_inter")
-    group = _group(hardware, name, size, stride, between_nodes)
-    if not between_nodes:
-        return group
-    # Between nodes, a message also passes the network within its node, if there is one.
-    return replace(group, inter_bandwidth=parallel_links(hardware)[dimension][0])
 
 
 # --- Shards ---------------------------------------------------------------------------------

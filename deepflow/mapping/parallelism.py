@@ -9,7 +9,7 @@ from __future__ import annotations
 from deepflow.config.hardware import Parallelism, SystemHierarchy
 from deepflow.config.model import LlmModel
 from deepflow.errors import InfeasiblePoint
-from deepflow.hardware import Hardware
+from deepflow.hardware import Hardware, parallel_links
 from deepflow.record import record
 from deepflow.workload.transformer import multiply_accumulates_per_token
 
@@ -107,9 +107,9 @@ def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
         overlap_gradient_reduction=asked.overlap_gradient_reduction,
         gradient_bytes=asked.gradient_bytes,
         stage_layers=_stage_layers(model, pipeline, asked.stage_balance),
-        tensor_group=_group(hardware, "tensor", tensor, 1, _either(system)),
-        data_group=_group(hardware, "data", data, tensor, system.dp_inter),
-        pipeline_hop=_group(hardware, "pipeline", min(pipeline, 2), tensor * data, system.lp_inter),
+        tensor_group=place_group(hardware, "tensor", tensor, 1, ("kp1", "kp2")),
+        data_group=place_group(hardware, "data", data, tensor, ("dp",)),
+        pipeline_hop=place_group(hardware, "pipeline", min(pipeline, 2), tensor * data, ("lp",)),
     )
 
 
@@ -118,12 +118,6 @@ def tensor_degree(asked: Parallelism) -> int:
     if asked.tensor is not None:
         return asked.tensor
     return (asked.kp1 or 1) * (asked.kp2 or 1)
-
-
-def _either(system: SystemHierarchy) -> bool | None:
-    if system.kp1_inter is None and system.kp2_inter is None:
-        return None
-    return bool(system.kp1_inter) or bool(system.kp2_inter)
 
 
 def _data_degree(
@@ -203,22 +197,35 @@ def _stage_layers(model: LlmModel, stages: int, balance: str) -> tuple[int, ...]
     return (*(each + (stage < extra) for stage in range(stages - 1)), last)
 
 
-def _group(hardware: Hardware, name: str, size: int, stride: int, inter_only: bool | None) -> Group:
+def place_group(
+    hardware: Hardware, name: str, size: int, stride: int, dimensions: tuple[str, ...]
+) -> Group:
     """The group of ``size`` ranks that are ``stride`` apart, placed in rank order.
 
-    ``inter_only`` is the explicit flag of the original's files; None follows the rank order.
+    ``dimensions`` are the group's names in ``system_hierarchy`` (kp1, kp2, dp, lp): where a file
+    says for one of them which network it uses, all its traffic goes there.
+
+    Raises:
+        InfeasiblePoint: the group needs a network that has no bandwidth.
     """
     system = hardware.config.system_hierarchy
-    if inter_only is None:
+    flags = {dimension: getattr(system, f"{dimension}_inter") for dimension in dimensions}
+    between_nodes = [dimension for dimension, flag in flags.items() if flag]
+    if between_nodes:
+        intra_size = 1
+    elif all(flag is None for flag in flags.values()):
         intra_size = max(1, min(size, system.num_devices_per_node // stride))
         while size % intra_size:
             intra_size -= 1
     else:
-        intra_size = 1 if inter_only else size
+        intra_size = size
     inter_size = size // intra_size
     intra, inter = hardware.accelerator.intra_node, hardware.accelerator.inter_node
     intra_bandwidth = intra.bandwidth / system.intra_derate if system.intra_derate else 0.0
     inter_bandwidth = inter.bandwidth / system.inter_derate if system.inter_derate else 0.0
+    if between_nodes:
+        # A message also passes the network within its node, if there is one.
+        inter_bandwidth = parallel_links(hardware)[between_nodes[0]][0]
     for ranks, bandwidth, where in (
         (intra_size, intra_bandwidth, "within a node (network.intra_node)"),
         (inter_size, inter_bandwidth, "between nodes (network.inter_node)"),

@@ -1,6 +1,6 @@
 """A training step put together: blocks, their costs, the schedule's times, memory per stage.
 
-``run_training`` does what a prediction needs once; ``deepflow.predict`` sums it up in columns
+``run_training`` does what a prediction needs once; ``deepflow.prediction`` sums it up in columns
 and ``deepflow.explain`` shows it in words.
 """
 

@@ -475,14 +475,15 @@ def _finish(drawing: _Drawing, axes: Axes) -> None:
 
 
 def _sparse_minor_ticks(drawing: _Drawing, column: str) -> Any:
-    """Labels at 2 and 5 where an axis spans less than two decades, none where it spans more."""
+    """Labels between the powers of ten: none, at 2 and 5, or at most digits on a short axis."""
     from matplotlib.ticker import FuncFormatter
 
     values = drawing.rows[column]
     factor = drawing.scale(column)[0]
-    narrow = values.min() > 0 and values.max() < 100 * values.min()
+    span = values.max() / values.min() if values.min() > 0 else math.inf
+    digits = "234568" if span < 10 else "25" if span < 100 else ""
     return FuncFormatter(
-        lambda value, _: f"{value / factor:.6g}" if narrow and f"{value:e}"[0] in "25" else ""
+        lambda value, _: f"{value / factor:.6g}" if f"{value:e}"[0] in digits else ""
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from deepflow.config import HardwareConfig, ModelConfig, flatten, with_overrides
 from deepflow.errors import ConfigError, DeepFlowError, InfeasiblePoint
 from deepflow.hardware import derive_hardware
-from deepflow.predict import COLUMNS, Prediction, predict
+from deepflow.prediction import COLUMNS, Prediction, predict
 from deepflow.sweep.quantity import scale_of
 from deepflow.version import MODEL_VERSION, __version__
 

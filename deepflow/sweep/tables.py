@@ -15,7 +15,7 @@ from deepflow.config import flatten
 from deepflow.config.schema import keys_of
 from deepflow.errors import DeepFlowError
 from deepflow.files import atomic_output
-from deepflow.predict import COLUMNS, Column
+from deepflow.prediction import COLUMNS, Column
 from deepflow.sweep.points import Sweep
 from deepflow.sweep.run import VERSIONS, point_rows
 from deepflow.sweep.settings import Setting, canonical_settings

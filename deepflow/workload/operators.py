@@ -17,9 +17,8 @@ Operators say how tensor parallelism may cut them (``Cut``):
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
-
-from deepflow.record import record
 
 
 class Cut(Enum):
@@ -30,7 +29,7 @@ class Cut(Enum):
     WHOLE = "whole"
 
 
-@record(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Gemm:
     """``C[m,n] = A[m,k] B[k,n]``; ``weight`` when B is a parameter matrix that has a gradient."""
 
@@ -46,7 +45,7 @@ class Gemm:
         return 2.0 * self.m * self.k * self.n
 
 
-@record(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Fused causal self-attention over ``batch`` sequences of ``seq_len`` tokens.
 
@@ -87,7 +86,7 @@ class Attention:
         return once if self.passes == 2 else 2.0 * once + queries
 
 
-@record(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Elementwise:
     """Kernels limited by memory traffic: norms, activations, residuals, losses, updates.
 
@@ -107,7 +106,7 @@ class Elementwise:
     output_elements: float = 0.0
 
 
-@record(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Collective:
     """Communication over one parallel dimension (``group``: tensor, data, pipeline).
 
@@ -127,7 +126,7 @@ class Collective:
 Operator = Gemm | Attention | Elementwise | Collective
 
 
-@record(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Block:
     """A chain of operators with the parameters and saved activations of one instance.
 
