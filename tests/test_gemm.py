@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepflow.cost.gemm import (
+    compute_seconds,
     dram_bytes,
     gemm_cost,
     gemm_costs,
@@ -69,7 +70,7 @@ def device(
     dataflow: str = "best",
 ) -> Accelerator:
     """A device of one bundle, with capacities in bytes and rates per second."""
-    core = Core(1, 1, 1.0, None, None, 1.0, flops, flops, flops, None, 4, 4, dataflow)
+    core = Core(1, 1, 1.0, None, None, 1.0, flops, flops, flops, None, 4, 4, dataflow, False, 0.0)
     levels = tuple(
         MemoryLevel(name, "global", size, size, rate, rate, latency, None, 0.0)
         for name, size, rate, latency in zip(
@@ -487,3 +488,49 @@ def test_transposed_problem_takes_as_long(
         accelerator, core=replace(accelerator.core, dataflow=exchanged.get(dataflow, dataflow))
     )
     assert gemm_cost(mirror, n, k, m, 1).time == gemm_cost(accelerator, m, k, n, 1).time
+
+
+# --- Whole waves of blocks ------------------------------------------------------------------
+
+
+A100 = "configs/hardware-config/nvidia_a100_sxm_80gb.yaml"
+
+
+def waves(**changes):
+    """Limits of an A100 whose products run in whole waves."""
+    overrides = {"tech_param.core.whole_waves": True, **changes}
+    return load_hardware(A100, overrides).accelerator.roofline_limits
+
+
+def test_one_block_more_than_a_wave_costs_another_wave():
+    """108 bundles: 108 blocks of 256 x 128 fill one wave, 109 need a second."""
+    limits = waves(**{"tech_param.core.exposed_epilogue": 0})
+    full = compute_seconds(limits, 256 * 108, 65536, 128, 2)
+    more = compute_seconds(limits, 256 * 108 + 1, 65536, 128, 2)
+    ideal = gemm_flops(256 * 108, 65536, 128) / limits.usable_flops
+    assert full == pytest.approx(ideal, rel=1e-4)
+    assert more > full * 1.01
+
+
+def test_a_deep_thin_product_is_shared_by_cutting_its_inner_dimension():
+    limits = waves()
+    one_bundle = gemm_flops(64, 65536, 64) / (limits.usable_flops / limits.num_bundles)
+    assert compute_seconds(limits, 64, 65536, 64, 2) < one_bundle / 8
+
+
+@settings(deadline=None, max_examples=200)
+@given(*(st.integers(1, 20_000) for _ in range(3)), st.integers(0, 2), st.integers(1, 3000))
+def test_waves_are_never_faster_for_a_larger_product(m, k, n, grown, by):
+    limits = waves()
+    shape = [m, k, n]
+    shape[grown] += by
+    assert compute_seconds(limits, *shape, 2) >= compute_seconds(limits, m, k, n, 2)
+    assert compute_seconds(limits, m, k, n, 2) >= gemm_flops(m, k, n) / limits.usable_flops
+
+
+def test_an_exposed_epilogue_adds_the_writing_of_the_product():
+    hidden, exposed = (waves(**{"tech_param.core.exposed_epilogue": part}) for part in (0.0, 1.0))
+    added = compute_seconds(exposed, 4096, 128, 4096, 2) - compute_seconds(
+        hidden, 4096, 128, 4096, 2
+    )
+    assert added == pytest.approx(2 * 4096 * 4096 / exposed.bandwidths[3])

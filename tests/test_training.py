@@ -265,3 +265,23 @@ def test_a_single_node_all_reduce_is_the_ring_formula():
     group = Group("data", 8, 8, 1, 300e9, 1e-6, 0.0, 0.0)
     cost = collective_cost("all_reduce", 1e9, group)
     assert cost.time == pytest.approx(2 * 7 * (1e9 / 8 / 300e9 + 1e-6), rel=1e-12)
+
+
+def test_a_slow_host_sets_the_pace_of_small_kernels_only():
+    """A pass over a layer takes its kernels' time or the time to issue them, whichever is more."""
+    small = {"tensor": 8, "micro_batch_size": 1}
+    large = {"tensor": 1, "micro_batch_size": 8}
+    host = {"sw_param.host_time_per_kernel": 100e-6}
+    for layout, is_bound in ((small, True), (large, False)):
+        quick, slow = (predict(machine(**layout, **changes), model()) for changes in ({}, host))
+        run = run_training(machine(**layout, **host), model())
+        layer = run.segments["layer"]
+        issued = 100e-6 * sum(item.kernels for item in layer.forward)
+        assert layer.forward_total.time >= issued
+        if is_bound:
+            assert layer.forward_total.time == pytest.approx(issued)
+            assert slow.time_s > 1.5 * quick.time_s
+            assert slow.time_launch_s > quick.time_launch_s
+        else:
+            assert slow.time_s == pytest.approx(quick.time_s, rel=0.02)
+        assert slow.time_gemm_s == quick.time_gemm_s

@@ -35,6 +35,14 @@ class SoftwareParameters:
         "eager",
         choices=("fused", "eager"),
     )
+    host_time_per_kernel: float = option(
+        "time the host needs to issue one kernel, framework included; a layer's pass takes at"
+        " least as long as issuing its kernels",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-2),
+    )
     reserved_memory: float = option(
         "device memory taken by driver context, communication library and allocator",
         0.0,
@@ -95,6 +103,14 @@ class CoreTechnology:
         choices=("best", "wst", "ast", "ost", "none"),
     )
     util: float = option("achieved fraction of the peak FLOP rate", 1.0, above=0, maximum=1)
+    whole_waves: bool = option(
+        "products run as blocks of a library's sizes, in whole waves over the bundles, and util"
+        " is what a full wave achieves",
+        False,
+    )
+    exposed_epilogue: float = option(
+        "part of the time to write a product that no arithmetic hides", 0.0, minimum=0, maximum=1
+    )
     special_functions_per_cycle: float | None = option(
         "exponentials per cycle and bundle; they bound attention (default: no bound)",
         None,

@@ -51,6 +51,21 @@ Indices = npt.NDArray[np.intp]
 Count = TypeVar("Count", float, Floats)
 Tile = tuple[int, int, int]
 
+# Blocks of C that GPU libraries offer (rows, columns) and the part of the largest block's rate
+# that each reaches: a smaller block loads more operands per FLOP. The steps of the inner
+# dimension, and into how many parts it may be cut.
+BLOCKS = (
+    (256, 128, 1.0),
+    (128, 256, 1.0),
+    (128, 128, 0.97),
+    (128, 64, 0.85),
+    (64, 128, 0.85),
+    (64, 64, 0.7),
+)
+BLOCK_DEPTH = 64
+INNER_PARTS = (1, 2, 4, 8, 16)
+PARTIAL_SUM_BYTES = 4
+
 # Shapes remembered over all devices of a process: about 50 MB when full.
 REMEMBERED_SHAPES = 2**15
 
@@ -118,6 +133,33 @@ def register_bytes(limits: RooflineLimits, m: int, k: int, n: int, precision: in
 def l1_bytes(a: float, b: float, c: float, m1: Count, n1: Count, k2: Count) -> Count:
     """L1 traffic with m1, n1 L1 tiles along m and n, and k2 L2 tiles along k."""
     return a * n1 + b * m1 + c * k2
+
+
+def compute_seconds(limits: RooflineLimits, m: int, k: int, n: int, precision: int) -> float:
+    """Time of arithmetic, with the part of writing C that nothing hides.
+
+    Without ``whole_waves`` all units share the FLOP evenly. With it, C is cut into blocks, one
+    to a bundle at a time, and the last wave takes as long as a full one (wave quantisation:
+    NVIDIA, "Matrix Multiplication Background User's Guide"). The library picks the block and how
+    many bundles share a block's inner dimension; these add up partial sums (32-bit) through the
+    last-level cache. Never faster for a larger m, k or n.
+    """
+    written = precision * m * n / limits.bandwidths[3] * limits.exposed_epilogue
+    if not limits.whole_waves:
+        return gemm_flops(m, k, n) / limits.usable_flops + written
+    bundle_rate = limits.usable_flops / limits.num_bundles
+    partial_sums = 2 * PARTIAL_SUM_BYTES * m * n / limits.bandwidths[2]
+    best = math.inf
+    for rows, columns, achieved in BLOCKS:
+        blocks = -(-m // rows) * -(-n // columns)
+        block_rate = bundle_rate * achieved / (2 * rows * columns)
+        for parts in INNER_PARTS:
+            waves = -(-blocks * parts // limits.num_bundles)
+            depth = -(-k // (parts * BLOCK_DEPTH)) * BLOCK_DEPTH
+            time = waves * depth / block_rate + (partial_sums * parts if parts > 1 else 0.0)
+            if time < best:
+                best = time
+    return best + written
 
 
 def l2_bytes(order: str, a: float, b: float, c: float, m1: Count, k1: Count, n1: Count) -> Count:
@@ -234,7 +276,7 @@ def _problem(limits: RooflineLimits, m: int, k: int, n: int, precision: int) -> 
             )
     l1_elements, l2_elements = elements
     a, b, c = float(precision * m * k), float(precision * k * n), float(precision * m * n)
-    compute_time = gemm_flops(m, k, n) / limits.usable_flops
+    compute_time = compute_seconds(limits, m, k, n, precision)
     registers = register_bytes(limits, m, k, n, precision)
     along_m, along_k, along_n = _dimension(m), _dimension(k), _dimension(n)
     rows = along_m.sizes[:, None]

@@ -62,6 +62,17 @@ class OperatorCost:
     cost: Cost
     bound: str
 
+    @property
+    def kernels(self) -> int:
+        """Kernels that the host has to issue; a collective over one rank is none."""
+        match self.operator:
+            case Elementwise(kernels=kernels):
+                return kernels
+            case Collective():
+                return 1 if self.cost.communication else 0
+            case _:
+                return 1
+
 
 def operator_cost(
     operator: Operator, hardware: Hardware, groups: Mapping[str, Group]
@@ -138,8 +149,12 @@ def block_cost(
     return tuple(operator_cost(operator, hardware, groups) for operator in block.operators)
 
 
-def total(costs: tuple[OperatorCost, ...]) -> Cost:
-    """Sum over a chain of operators."""
+def total(costs: tuple[OperatorCost, ...], host_time_per_kernel: float = 0.0) -> Cost:
+    """Sum over a chain of operators; what the host lags behind counts as launch overhead.
+
+    The host issues kernels ahead of the device, so a chain takes the longer of both: the sum of
+    its kernels, or the time to issue them.
+    """
     sums = [0.0] * len(COST_FIELDS)
     for item in costs:
         cost = item.cost
@@ -155,4 +170,7 @@ def total(costs: tuple[OperatorCost, ...]) -> Cost:
             sums[8] + cost.intra_node_bytes,
             sums[9] + cost.inter_node_bytes,
         ]
+    if host_time_per_kernel:
+        issued = host_time_per_kernel * sum(item.kernels for item in costs)
+        sums[4] += max(0.0, issued - sum(sums[:5]))
     return Cost(*sums)

@@ -38,6 +38,8 @@ class Core:
     matrix_rows: int
     matrix_depth: int
     dataflow: str
+    whole_waves: bool
+    exposed_epilogue: float
 
 
 @record(frozen=True)
@@ -86,6 +88,9 @@ class RooflineLimits(NamedTuple):
     matrix_rows: int
     matrix_depth: int
     dataflow: str
+    num_bundles: int
+    whole_waves: bool
+    exposed_epilogue: float
     level_names: tuple[str, str, str, str]
 
 
@@ -125,6 +130,9 @@ class Accelerator:
             self.core.matrix_rows,
             self.core.matrix_depth,
             self.core.dataflow,
+            self.core.num_bundles,
+            self.core.whole_waves,
+            self.core.exposed_epilogue,
             (l0.name, l1.name, l2.name, l3.name),
         )
 

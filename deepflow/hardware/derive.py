@@ -282,6 +282,8 @@ def _core(config: HardwareConfig) -> Core:
         matrix_rows=technology.FMA_d1 if width is None else width,
         matrix_depth=technology.FMA_d2 if width is None else width,
         dataflow=technology.dataflow,
+        whole_waves=technology.whole_waves,
+        exposed_epilogue=technology.exposed_epilogue,
     )
 
 

@@ -166,8 +166,9 @@ def _segment_costs(
     forward = block_cost(segment.forward, hardware, groups)
     backward = block_cost(segment.backward, hardware, groups)
     gradient = block_cost(segment.gradient, hardware, groups)
+    host = hardware.config.sw_param.host_time_per_kernel
     return SegmentCosts(
-        forward, backward, gradient, total(forward), total(backward), total(gradient)
+        forward, backward, gradient, total(forward, host), total(backward, host), total(gradient)
     )
 
 
