@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("deepflow: interrupted", file=sys.stderr)
             return 1
         except OSError as error:
-            print(f"deepflow: error: {error.filename}: {error.strerror}", file=sys.stderr)
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"deepflow: error: {where}{error.strerror or error}", file=sys.stderr)
             return 1
     return 0
 
@@ -308,7 +309,7 @@ def _schema(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from deepflow.sweep.worker import serve
 
-    serve(sys.stdin, sys.stdout)
+    serve(main, sys.stdin, sys.stdout)
 
 
 def _sweep_points(options: argparse.Namespace) -> None:

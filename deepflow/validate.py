@@ -167,17 +167,23 @@ def summary_text(groups: Iterable[GroupError]) -> str:
 
 
 class _Machines:
-    """Hardware files by the names that tables use, loaded when a row asks for one."""
+    """Hardware files by the names that tables use, loaded when a row asks for one.
+
+    Spelling counts without case, spaces and punctuation. An alias wins over a name, which may
+    be no more than that of a file.
+    """
 
     def __init__(self, file: str | None, overrides: Mapping[str, object]) -> None:
         self._fixed = None if file is None else load_hardware_config(file)
         self._overrides = overrides
-        self._files: dict[str, Path] = {}
+        self._named: dict[str, set[Path]] = {}
+        self._aliased: dict[str, set[Path]] = {}
         self._loaded: dict[Path, HardwareConfig] = {}
         for path in sorted(Path().glob(HARDWARE_FILES)):
             content = read_yaml(path)
-            for name in (content.get("name") or path.stem, *content.get("aliases", ())):
-                self._files[_plain(name)] = path
+            self._named.setdefault(_plain(content.get("name") or path.stem), set()).add(path)
+            for alias in content.get("aliases", ()):
+                self._aliased.setdefault(_plain(alias), set()).add(path)
 
     def find(self, name: str, changes: Mapping[str, object]) -> HardwareConfig:
         """The machine of a row, with the row's own changes and those for all rows."""
@@ -189,9 +195,13 @@ class _Machines:
         )
 
     def _load(self, name: str) -> HardwareConfig:
-        path = self._files.get(_plain(name))
-        if path is None:
+        paths = self._aliased.get(_plain(name)) or self._named.get(_plain(name), set())
+        if not paths:
             raise DeepFlowError(f"no hardware file has the name or alias {name!r}")
+        if len(paths) > 1:
+            files = ", ".join(sorted(map(str, paths)))
+            raise DeepFlowError(f"several hardware files have the name or alias {name!r}: {files}")
+        (path,) = paths
         if path not in self._loaded:
             self._loaded[path] = load_hardware_config(path)
         return self._loaded[path]

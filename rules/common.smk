@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import sys
 import warnings
 from functools import lru_cache
@@ -21,6 +22,13 @@ warnings.showwarning = lambda message, *_, **__: print(
 
 # With this variable each of a thousand jobs would compile all of DeepFlow again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+onstart:
+    # Snakemake's own answer to this signal waits for a lock that it may hold itself, and then
+    # hangs for ever. Stop as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
 
 WORKERS = WorkerPool()
 atexit.register(WORKERS.close)
@@ -52,11 +60,11 @@ def chosen_sweeps():
     given = config.get("sweeps", DEFAULT_SWEEPS)
     files = given.split(",") if isinstance(given, str) else given
     if not isinstance(files, list) or not all(
-        isinstance(file, str) and file for file in files
+        isinstance(file, str) and file.strip() for file in files
     ):
         stop(f"config: sweeps = {given!r} is neither a file nor a list of files")
     chosen = {}
-    for file in files:
+    for file in map(str.strip, files):
         other = chosen.setdefault(Path(file).stem, file)
         if other != file:
             stop(f"sweeps {other} and {file} would share a directory of results")
@@ -113,18 +121,18 @@ def gathered_files(wildcards):
     return [f"results/{sweep.name}/points/{point.id}.json" for point in sweep.points()]
 
 
-def get_point(wildcards):
-    """The point that a target names."""
+def get_part(kind, wildcards):
+    """The "point", "shard" or "plot" that a target names."""
     sweep = get_sweep(wildcards.sweep)
     try:
-        return sweep.point(wildcards.point)
+        return getattr(sweep, kind)(wildcards[kind])
     except DeepFlowError as error:
         stop(error)
 
 
 def point_options(wildcards):
     """The options of ``deepflow predict`` that describe a point."""
-    point = get_point(wildcards)
+    point = get_part("point", wildcards)
     options = ["--hardware", point.base.hardware_file, "--model", point.base.model_file]
     for setting in point.settings:
         options += ["--set", setting.text]

@@ -14,7 +14,7 @@ rule plot:
     log:
         "results/{sweep}/logs/plots/{plot}.log",
     params:
-        drawing=lambda wildcards: repr(get_sweep(wildcards.sweep).plot(wildcards.plot)),
+        drawing=lambda wildcards: repr(get_part("plot", wildcards)),
     run:
         deepflow(
             ["sweep", "plot", SWEEP_FILES[wildcards.sweep], wildcards.plot]

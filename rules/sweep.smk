@@ -11,7 +11,7 @@ rule point:
     log:
         "results/{sweep}/logs/points/{point}.log",
     params:
-        digest=lambda wildcards: get_point(wildcards).digest,
+        digest=lambda wildcards: get_part("point", wildcards).digest,
     run:
         deepflow(
             ["predict", *point_options(wildcards), "--allow-infeasible", "--json"]
@@ -26,9 +26,7 @@ rule shard:
     log:
         "results/{sweep}/logs/shards/{shard}.log",
     params:
-        digest=lambda wildcards: get_sweep(wildcards.sweep)
-        .shard(wildcards.shard)
-        .digest,
+        digest=lambda wildcards: get_part("shard", wildcards).digest,
     run:
         deepflow(
             ["sweep", "shard", SWEEP_FILES[wildcards.sweep], wildcards.shard]

@@ -15,10 +15,11 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from deepflow.config import load_hardware_config, with_overrides
+from deepflow.config import GemmModel, load_hardware_config, with_overrides
 from deepflow.errors import ConfigError, InfeasiblePoint
 from deepflow.hardware import Accelerator, Hardware, derive_hardware, load_hardware, parallel_links
 from deepflow.hardware.derive import drive_voltage
+from deepflow.prediction import predict
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
 RECORDS: list[dict[str, Any]] = json.loads(
@@ -315,6 +316,76 @@ def test_a_budget_without_links_needs_no_link_technology(tmp_path: Path) -> None
     path = tmp_path / "alone.yaml"
     path.write_text(yaml.safe_dump(content))
     assert load_hardware(path).accelerator.intra_node.bandwidth == 0
+
+
+# --- Data types -----------------------------------------------------------------------------
+
+
+def with_rates(tmp_path: Path, **software: object) -> Path:
+    """A device whose FP8 products run at twice the nominal rate, FP32 at a sixteenth."""
+    content = json.loads(json.dumps(MINIMAL))
+    content["tech_param"]["core"] |= {
+        "precision_rates": {"fp32": 0.0625, "bf16": 1, "fp8": 2, "fp4": 4, "int8": None},
+        "nominal_power_per_mcu": 1.0,
+        "attention_util": 0.25,
+    }
+    content["sw_param"] |= software
+    path = tmp_path / "device.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "rate"),
+    [("fp32", 4, 0.0625), ("bf16", 2, 1), ("fp8", 1, 2), ("fp4", 0.5, 4)],
+)
+def test_a_data_type_scales_every_rate_at_the_same_power(
+    tmp_path: Path, dtype: str, size: float, rate: float
+) -> None:
+    nominal = load_hardware(with_rates(tmp_path)).accelerator.core
+    core = load_hardware(with_rates(tmp_path, dtype=dtype, precision=size)).accelerator.core
+    assert core.peak_flops == rate * nominal.peak_flops
+    assert core.usable_flops == rate * nominal.usable_flops
+    assert core.attention_flops == rate * nominal.attention_flops
+    assert core.energy_per_flop is not None and nominal.energy_per_flop is not None
+    assert core.energy_per_flop * core.peak_flops == close(
+        nominal.energy_per_flop * nominal.peak_flops
+    )
+
+
+def test_four_bit_elements_halve_the_traffic_of_eight_bit_ones(tmp_path: Path) -> None:
+    path = with_rates(tmp_path, dtype="fp4", precision=0.5)
+    model = GemmModel(M=1, K=8192, N=8192)
+    four_bit = predict(load_hardware(path), model)
+    eight_bit = predict(
+        load_hardware(path, {"sw_param.dtype": "fp8", "sw_param.precision": 1}), model
+    )
+    assert four_bit.dram_bytes == eight_bit.dram_bytes / 2 > 0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+def test_a_data_type_without_a_rate_is_refused_with_those_that_have_one(
+    tmp_path: Path, dtype: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"sw_param.dtype = '{dtype}'.*fp32, bf16, fp8, fp4"):
+        load_hardware(with_rates(tmp_path, dtype=dtype))
+    config = load_hardware_config(with_rates(tmp_path))
+    with pytest.raises(ConfigError, match=f"sw_param.dtype = '{dtype}'"):
+        with_overrides(config, {"sw_param.dtype": dtype})
+
+
+def test_files_without_rates_have_the_nominal_one_only(tmp_path: Path) -> None:
+    path = tmp_path / "device.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    with pytest.raises(ConfigError, match=r"sw_param.dtype.*precision_rates is empty"):
+        load_hardware(path, {"sw_param.dtype": "bf16"})
+
+
+def test_the_size_of_elements_has_to_be_that_of_the_data_type(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sw_param.precision = 2.*fp8.*allowed: 1"):
+        load_hardware(with_rates(tmp_path, dtype="fp8", precision=2))
+    with pytest.raises(ConfigError, match=r"sw_param.precision = 0.5.*allowed: 2"):
+        load_hardware(with_rates(tmp_path, dtype="bf16"), {"sw_param.precision": 0.5})
 
 
 # --- Energy, links per dimension ------------------------------------------------------------

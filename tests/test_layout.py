@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise, permutations, product
 from math import prod
 
@@ -12,18 +13,22 @@ from hypothesis import strategies as st
 
 from deepflow.config import with_overrides
 from deepflow.config.hardware import PARALLEL_DIMENSIONS
+from deepflow.config.model import LstmModel
 from deepflow.errors import ConfigError, InfeasiblePoint
 from deepflow.hardware import load_hardware, parallel_links
 from deepflow.mapping.layout import (
     Degrees,
     best_layout,
+    dimension_load,
     layout_derates,
     layouts,
     make_layout,
     place,
     routed_loads,
+    seen_by_dimension,
     with_layout,
 )
+from deepflow.prediction import predict
 
 # The technology studies used here spend more power than their TDP on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:.*power_breakdown")
@@ -335,6 +340,117 @@ def test_a_layout_sets_what_collectives_see(name, intra, inter, crossing):
     for dimension, (bandwidth, _) in parallel_links(hardware).items():
         expected = min(within, between) if dimension == crossing else within
         assert bandwidth == pytest.approx(expected, rel=1e-12), dimension
+
+
+@given(placements())
+@settings(max_examples=25)
+def test_b14_a_dimension_alone_sees_its_own_transfers(placement):
+    """Derates and distances, against the walk; never more than all dimensions at once."""
+    sizes = dict(zip(placement.order, placement.x.shape, strict=True))
+    together = routed_loads(placement)
+    for dimension in PARALLEL_DIMENSIONS:
+        load = dimension_load(Degrees(**sizes), placement.order, placement.wafer_dim, dimension)
+        charged = counted(placement, [dimension])
+        busiest = {
+            kind: max((count for key, count in charged.items() if key[0] == kind), default=0)
+            for kind in ("x", "y", "wafers")
+        }
+        assert load.intra_derate == max(busiest["x"], busiest["y"])
+        assert load.inter_derate == busiest["wafers"]
+        assert load.intra_derate <= max(together.along_x.max(), together.along_y.max())
+        assert load.inter_derate <= together.between_wafers.max()
+        passed = {False: [0], True: []}
+        for start, end in transfers(placement, dimension):
+            across = start[0] != end[0]
+            steps = len(walk(start, end, placement.wafer_dim)) - 1
+            passed[across].append(steps - across)
+        assert load.links == max(passed[False])
+        assert load.links_across == max(passed[True], default=None)
+
+
+def test_b14_latency_grows_with_the_links_and_derates_are_of_the_dimension():
+    """kp1 is a ring of four up a column, dp one along the rows: both close over three links.
+
+    The original gave all dimensions the derate of all at once, and the latency of one link.
+    """
+    degrees = Degrees(kp1=4, dp=4)
+    hardware = wafer_scale(num_nodes=1, num_devices_per_node=16, layout="kp1-dp-kp2-lp")
+    seen = seen_by_dimension(hardware, degrees)
+    link = hardware.accelerator.intra_node
+    original = parallel_links(with_layout(hardware, degrees))
+    for dimension in ("kp1", "dp"):
+        bandwidth, latency = parallel_links(seen[dimension])[dimension]
+        assert bandwidth == link.bandwidth / 2
+        assert latency == 3 * link.latency
+        assert original[dimension] == (link.bandwidth / 2, link.latency)
+    # Rings of eight around the wafer beside pairs across: 3 all at once, 2 and 1 alone.
+    degrees = Degrees(kp1=2, dp=8)
+    seen = seen_by_dimension(hardware, degrees)
+    found = {name: link.bandwidth / parallel_links(seen[name])[name][0] for name in ("kp1", "dp")}
+    assert found == pytest.approx({"kp1": 1, "dp": 2})
+    assert parallel_links(with_layout(hardware, degrees))["kp1"][0] == link.bandwidth / 3
+
+
+def test_b14_a_transfer_to_another_wafer_passes_links_of_both():
+    """Four wafers of 2 x 2: to the next wafer a device passes at most one link in x and one in y,
+    and from the last wafer back to the first the same."""
+    hardware = wafer_scale(layout="lp-dp-kp1-kp2")
+    seen = seen_by_dimension(hardware, Degrees(dp=4, lp=4))
+    intra, inter = hardware.accelerator.intra_node, hardware.accelerator.inter_node
+    bandwidth, latency = parallel_links(seen["dp"])["dp"]
+    assert latency == pytest.approx(inter.latency + intra.latency)
+    assert bandwidth == pytest.approx(min(inter.bandwidth / 4, intra.bandwidth / 2))
+    assert parallel_links(seen["lp"])["lp"] == (intra.bandwidth, intra.latency)
+
+
+def test_b14_layers_that_are_cut_otherwise_have_links_too():
+    """The widest layer is cut over kp1 only, another one over kp1 and kp2."""
+    hardware = wafer_scale(num_nodes=1, layout="kp1-kp2-dp-lp")
+    config = with_overrides(
+        hardware.config,
+        {
+            "scheduling_param.data": 1,
+            "scheduling_param.pipeline": 1,
+            "scheduling_param.kp1": None,
+            "scheduling_param.kp2": None,
+            "scheduling_param.kp_hidden_type": 2,
+            "scheduling_param.kp_hidden_dim1": 4,
+            "scheduling_param.kp_softmax_type": 2,
+            "scheduling_param.kp_softmax_dim1": 2,
+            "scheduling_param.kp_softmax_dim2": 2,
+        },
+    )
+    prediction = predict(replace(hardware, config=config), LstmModel(64, 1000, 2, 256, 0, 4))
+    assert prediction.num_devices == 4 and prediction.time_tensor_communication_s > 0
+
+
+def test_b14_an_lstm_is_no_slower_than_with_the_derates_of_all_dimensions():
+    """Latencies aside: what a layout costs is between no sharing and sharing with everybody."""
+    model = LstmModel(256, 10_000, 4, 1024, 0, 8)
+    without_latency = {
+        f"tech_param.network.{name}.latency": 0 for name in ("intra_node", "inter_node")
+    }
+    degrees = {"kp1": 2, "kp2": 2, "data": 2, "pipeline": 2}
+    overrides = {f"parallelism.{name}": degree for name, degree in degrees.items()}
+    overrides |= {
+        "system_hierarchy.num_nodes": 1,
+        "system_hierarchy.num_devices_per_node": 16,
+        "parallelism.t": "RC",
+        **without_latency,
+    }
+    placed = load_hardware(WAFERS, overrides | {"system_hierarchy.layout": "kp1-kp2-dp-lp"})
+    shared = with_layout(placed, Degrees(2, 2, 2, 2)).config.system_hierarchy
+    times = [
+        predict(hardware, model).time_s
+        for hardware in (
+            load_hardware(WAFERS, overrides),
+            placed,
+            load_hardware(
+                WAFERS, overrides | {"system_hierarchy.intra_derate": shared.intra_derate}
+            ),
+        )
+    ]
+    assert times[0] <= times[1] < times[2]
 
 
 def test_devices_that_are_nodes_of_their_own_have_no_mesh():

@@ -85,9 +85,9 @@ def prepared(record):
     hardware = hardware_of(record)
     workload = LstmModel(**record["model"] | {"projection": 0})
     mapping = map_kernels(hardware, {name: name for name in NAMES}, data_fills_machine=True)
-    mapping.groups["host"] = Group(
-        "host", 2, 1, 2, 0.0, 0.0, hardware.config.sw_param.h2d_bandwidth, 0.0
-    )
+    host = hardware.config.sw_param.h2d_bandwidth
+    copied_from = 2 if host > 0 else 1
+    mapping.groups["host"] = Group("host", copied_from, 1, 2, 0.0, 0.0, host, 0.0)
     batch = ceil_div(workload.batch_size, mapping.data)
     return hardware, workload, mapping, rank_blocks(hardware, workload, mapping, batch), batch
 
@@ -98,6 +98,13 @@ def named(operators, *names):
 
 def without(operators, *names):
     return [operator for operator in operators if operator.name not in names]
+
+
+def link(group):
+    """(bandwidth, latency) of a group that is within a node or has a node for each rank."""
+    if group.inter_size > 1:
+        return group.inter_bandwidth, group.inter_latency
+    return group.intra_bandwidth, group.intra_latency
 
 
 def priced(record):
@@ -150,7 +157,7 @@ def priced(record):
 
     # The exchange of gates had no latency.
     exchange = named(blocks["hidden"].forward.operators, "gate_exchange")
-    latency = sum(groups[item.group].intra_latency for item in exchange)
+    latency = sum(link(groups[item.group])[1] for item in exchange)
     found["Cf"] = cost(blocks["hidden"].forward.operators) - latency
 
     backward = blocks["hidden"].backward.operators
@@ -163,7 +170,7 @@ def priced(record):
         found["Cb"] += memory(3.0 * p * rows * columns * (1 - 1 / split.kp1))
         if split.kp2 > 1:  # B5: the exchange of all rows, on every rank of kp1
             sent = 4.0 * p * batch * gates / split.kp2 * (1 - 1 / split.kp1)
-            found["Cb"] += memory(2 * sent) + sent / groups["hidden.kp2"].intra_bandwidth
+            found["Cb"] += memory(2 * sent) + sent / link(groups["hidden.kp2"])[0]
 
     # Fewer launches with kernel parallelism than without, and exchanges of rows without latency.
     launches = 0 if split.kind == "none" else 3 * overhead
@@ -171,7 +178,7 @@ def priced(record):
     found["Sf"] = cost(blocks["softmax"].forward.operators) - launches
     if split.kind == "RC" and split.kp2 > 1:
         message = p * batch // split.kp1 * split.kp2
-        bandwidth = groups["softmax.kp2"].intra_bandwidth
+        bandwidth, _ = link(groups["softmax.kp2"])
         found["Sf"] += -cost(rows_gather) + link_term(
             "all_to_all", split.kp2, message, bandwidth, 0.0
         )
@@ -191,21 +198,28 @@ def even(record):
     return not any(size % kp1 or size % kp2 for size in sizes)
 
 
+# A1: registers of this device are so fast that the original waits for the FLOP of element-wise
+# steps, which it counts a little differently: part -> largest relative difference, by record.
+FLOP_BOUND = {
+    160: {"Cb": 1e-4, "Sf": 3e-9, "Sb": 3e-5},
+    161: {"Sb": 2e-5},
+    162: {"Cb": 5e-4, "Sb": 1e-5},
+    163: {"Cb": 1e-4, "Sf": 3e-9, "Sb": 3e-5},
+}
+
+
 def test_parts_are_those_of_the_original_but_for_what_is_named():
     compared = 0
-    for record in WORKING:
-        if not even(record) or "sw_param.h2d_bandwidth" in record["overrides"]:
-            continue
-        if record["hardware"] == "exp_config_new_MCM.yaml":
-            continue  # its registers are so fast that FLOP of element-wise steps decide (A1)
-        groups = prepared(record)[2].groups
-        if any(group.inter_size > 1 for group in groups.values() if group.name != "host"):
-            continue  # these helpers read links within a node
+    for number, record in enumerate(WORKING):
+        assert even(record)
+        flop_bound = FLOP_BOUND.get(number, {})
+        assert not flop_bound or record["hardware"] == "exp_config_new_MCM.yaml"
         for name, found in priced(record).items():
             expected = record["parts"][name]
-            assert found == pytest.approx(expected, rel=1e-9), (name, record["split"])
-            compared += 1
-    assert compared > 700
+            tolerance = flop_bound.get(name, TOLERANCE)
+            assert found == pytest.approx(expected, rel=tolerance), (number, name)
+            compared += name not in flop_bound
+    assert compared == 175 * 9 - 9
 
 
 def test_parameters_are_those_of_the_original_where_the_softmax_has_the_width_it_counted():
@@ -611,7 +625,7 @@ def test_a_send_between_ranks_costs_what_every_send_costs():
         if isinstance(item.operator, Collective):
             group = run.mapping.groups[item.operator.group]
             same = collective_cost(item.operator.kind, item.operator.message_bytes, group)
-            assert item.cost.time == same.time
+            assert item.cost.communication == same.time
             assert operator_cost(item.operator, hardware, run.mapping.groups) == item
 
 

@@ -292,7 +292,15 @@ def test_the_number_of_points_chooses_the_size_of_jobs(load: Load) -> None:
         ("plots: [{kind: breakdown, name: a/b}]", "is no file name"),
         ("plots: [{kind: breakdown, name: a}, {kind: breakdown, name: a}]", "two plots"),
         ("hardware: nowhere.yaml", "nowhere.yaml"),
-        ("grid: {model.seq_len: {start: 1, stop: 90000000, step: 1}}", "90,000,000"),
+        ("grid: {model.seq_len: {start: 1, stop: 90000000, step: 1}}", "at most 10,000,000"),
+        ("grid: {model.seq_len: {start: 1, stop: 2, step: 1.0e-300}}", "too many values"),
+        (f"grid: {{model.seq_len: {{log2: [1, 1{400 * '0'}]}}}}", "must be a finite number"),
+        ("grid: {parallelism.tensor: {log2: [1.0e-299, 1.0e+299]}}", "is not an integer"),
+        ("grid:", "grid: is empty (allowed: a mapping)"),
+        ("sample: {method: random, count: 20000000, axes: {}}", "sample.count = 20000000"),
+        ("sample: {method: random, count: 2, axes: {}}", "sample.axes: names no axis"),
+        ("where: tensor < 4, tensor > 1\ngrid: {parallelism.tensor: [2]}", "is not part of"),
+        ("plots: [{kind: pareto, x: a, y: b, label: [1]}]", "plots[1].label"),
     ],
 )
 def test_mistakes_are_named_with_file_and_key(load: Load, text: str, message: str) -> None:
@@ -303,6 +311,14 @@ def test_mistakes_are_named_with_file_and_key(load: Load, text: str, message: st
     assert message in str(error.value)
     assert "test.yaml" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_machines_with_one_name_are_refused(load: Load, repository: Path, tmp_path: Path) -> None:
+    source = repository / "configs/hardware-config/nvidia_a100_sxm_80gb.yaml"
+    (tmp_path / "copy.yaml").write_text(source.read_text())
+    text = f"hardware: [{source}, {tmp_path}/copy.yaml]\nmodel: configs/model-config/GEMM.yaml\n"
+    with pytest.raises(ConfigError, match="have the same name 'nvidia_a100_sxm_80gb'"):
+        load(text)
 
 
 def test_too_many_combinations_are_refused_before_they_are_made(load: Load) -> None:

@@ -132,12 +132,12 @@ def test_shards_give_the_same_rows_as_points(folder: Path, summary: Path) -> Non
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda file: file.unlink(), "is missing"),
-        (lambda file: file.write_text(file.read_text()[:200]), "is damaged"),
-        (lambda file: file.write_text("[]"), "is damaged"),
+        (lambda file: file.unlink(), "is missing; run"),
+        (lambda file: file.write_text(file.read_text()[:200]), "is damaged; delete it and run"),
+        (lambda file: file.write_text("[]"), "is damaged; delete it and run"),
         (
             lambda file: file.write_text(file.read_text().replace('"digest": "', '"digest": "0')),
-            "was made from other settings",
+            "was made from other settings; delete it and run",
         ),
     ],
     ids=["missing", "cut", "other", "stale"],
@@ -152,7 +152,7 @@ def test_gather_refuses_a_bad_point_file_and_says_what_to_do(
     damage(bad)
     with pytest.raises(DeepFlowError) as error:
         gather(sweep, tmp_path, tmp_path / "summary.parquet")
-    assert str(error.value) == f"{bad} {problem}; delete it and run the sweep again"
+    assert str(error.value) == f"{bad} {problem} the sweep again"
     assert not (tmp_path / "summary.parquet").exists()
 
 
@@ -168,6 +168,19 @@ def test_gather_refuses_a_bad_shard(folder: Path, tmp_path: Path) -> None:
     write_shard(sweep, name, file)
     with pytest.raises(DeepFlowError, match="was made from other settings"):
         gather(changed, tmp_path, tmp_path / "summary.parquet")
+
+
+def test_a_damaged_table_is_named(folder: Path, summary: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "summary.parquet"
+    damaged.write_bytes(summary.read_bytes()[:1000])
+    sweep = load(folder, SWEEP + "plots: [{kind: breakdown}]\n", "damaged")
+    for use in (
+        lambda: write_csv(damaged, tmp_path / "summary.csv"),
+        lambda: draw_plot(sweep.plots[0], damaged, [tmp_path / "plot.png"], sweep.file),
+    ):
+        with pytest.raises(DeepFlowError, match="is damaged; delete it"):
+            use()
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.parquet"]
 
 
 PLOTS = {
@@ -206,6 +219,14 @@ def test_figures_are_readable(folder: Path, summary: Path, name: str) -> None:
     first = svg.read_bytes()
     draw_plot(sweep.plot(name), summary, [svg], sweep.file)
     assert svg.read_bytes() == first
+
+
+def test_a_short_logarithmic_axis_has_numbers(folder: Path, summary: Path) -> None:
+    plot = "{kind: scatter, x: hardware, y: time_s, log_y: true, name: short, where: tensor == 2}"
+    sweep = load(folder, SWEEP + f"plots: [{plot}]\n", "short")
+    draw_plot(sweep.plot("short"), summary, [folder / "short.svg"], sweep.file)
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", (folder / "short.svg").read_text())
+    assert len([text for text in texts if re.fullmatch(r"[0-9.]+", text)]) >= 3
 
 
 def test_the_pareto_front_is_the_points_that_no_other_beats(folder: Path, summary: Path) -> None:

@@ -78,6 +78,42 @@ def test_a_row_that_cannot_be_predicted_says_why(row, reason):
     assert re.search(reason, result.not_predicted)
 
 
+def test_an_alias_wins_over_a_name_that_happens_to_be_alike(tmp_path, monkeypatch):
+    """The study a100_80GB is not what tables call "A100 80GB", whatever the order of files."""
+    folder = tmp_path / "configs" / "hardware-config"
+    folder.mkdir(parents=True)
+    fast = Path("configs/hardware-config/nvidia_h100_sxm_80gb.yaml").read_text()
+    slow = fast.replace("util: 0.8", "util: 0.4")
+    row = GEMM | {"latency_us": "100"}
+    monkeypatch.chdir(tmp_path)
+    (folder / "m.yaml").write_text(fast.replace("name: nvidia_h100_sxm_80gb", "name: m"))
+    expected = one(row).predicted
+    for file in ("H100 SXM.yaml", "z.yaml"):
+        (folder / file).write_text(
+            slow.replace("name: nvidia_h100_sxm_80gb", "name: H100-SXM").split("aliases:")[0]
+            + "sw_param:"
+            + slow.split("sw_param:")[1]
+        )
+        assert one(row).predicted == expected
+        (folder / file).unlink()
+
+
+def test_a_name_that_two_files_claim_is_no_machine(tmp_path, monkeypatch):
+    folder = tmp_path / "configs" / "hardware-config"
+    folder.mkdir(parents=True)
+    preset = Path("configs/hardware-config/nvidia_h100_sxm_80gb.yaml").read_text()
+    for name in ("one", "two"):
+        (folder / f"{name}.yaml").write_text(preset.replace("name: nvidia", f"name: {name}"))
+    monkeypatch.chdir(tmp_path)
+    assert re.search(r"one\.yaml.*two\.yaml", one(GEMM | {"latency_us": "1"}).not_predicted)
+
+
+def test_machines_of_pairs_are_found_by_their_name_in_tables():
+    row = TRAINING | {"hardware": "A100 80GB", "n_gpus": "4", "dp": "2", "tp": "2", "pp": "1"}
+    pairs = one(row)
+    assert pairs.predicted > one(row | {"hardware": "A100 SXM 80GB"}).predicted
+
+
 def test_overrides_hold_for_all_rows():
     slower = next(validate_table([TRAINING], None, {"tech_param.core.util": 0.3}))
     assert slower.predicted > one(TRAINING).predicted * 1.3

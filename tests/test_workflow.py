@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,19 +75,22 @@ class Project:
 
     def snakemake(self, *arguments: str) -> Run:
         before = self._results()
+        with self.start(*arguments) as process:
+            text, _ = process.communicate()
+        after = self._results()
+        made = {name for name in after if after[name] != before.get(name)}
+        return Run(process.returncode, text, frozenset(made))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
         paths = [str(self.folder / "python"), str(self.repository)]
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
         )
-        after = self._results()
-        made = {name for name in after if after[name] != before.get(name)}
-        return Run(done.returncode, done.stdout, frozenset(made))
 
     def run(self, sweep: str, *arguments: str) -> Run:
         return self.snakemake(*arguments, "--config", f"sweeps=sweeps/{sweep}.yaml")
@@ -201,6 +206,30 @@ def test_a_failing_point_leaves_the_others_and_is_retried_alone(project: Project
     assert retried.points == {f"hardware={name},M=256,N=512" for name in ("first", "second")}
 
 
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_sweep_keeps_its_points_and_goes_on(project: Project, end: int) -> None:
+    project.sweep("long", GEMM.replace("[128, 256]", "{start: 1, stop: 100, step: 1}"))
+    points = project.folder / "results" / "long" / "points"
+    with project.start("--config", "sweeps=sweeps/long.yaml") as process:
+        while len(list(points.glob("*.json"))) < 10:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(end)
+        try:
+            assert process.wait(60) != 0
+        finally:
+            process.kill()
+    kept = {path.stem for path in points.glob("*.json")}
+    assert len(kept) < 200
+    if end == signal.SIGKILL:
+        assert project.snakemake("--unlock").code == 0
+    resumed = project.run("long")
+    assert resumed.code == 0, resumed.text
+    # Jobs that were under way when the signal came are made again.
+    assert len(resumed.points & kept) <= 2
+    assert len(project.table("long")) == 200
+
+
 def test_one_point_is_a_target_with_and_without_shards(project: Project) -> None:
     project.sweep("single", GEMM + "points_per_job: 1\n")
     project.sweep("large", GEMM + "points_per_job: 2\n")
@@ -279,12 +308,16 @@ def test_a_mistake_is_one_message_and_keeps_what_is_finished(project: Project) -
     [
         (("--config", "sweep=sweeps/x.yaml"), "unknown key 'sweep'; did you mean 'sweeps'?"),
         (("--config", "sweeps=sweeps/nowhere.yaml"), "sweeps/nowhere.yaml: no such file"),
+        (("--config", "sweeps=,"), "sweeps = ',' is neither a file nor a list of files"),
         (("results/nowhere/summary.parquet",), "no sweep is called 'nowhere'"),
+        (("results/known/plots/x.png",), "sweeps/known.yaml: the sweep has no plot 'x'"),
+        (("results/known/shards/1of9.parquet",), "sweeps/known.yaml: the sweep has no shard"),
     ],
 )
 def test_wrong_targets_are_explained(
     project: Project, arguments: tuple[str, ...], message: str
 ) -> None:
+    project.sweep("known", GEMM)
     done = project.snakemake("--dry-run", *arguments)
     assert done.code == 1
     assert f"Error: {message}" in done.text or f"Error: config: {message}" in done.text

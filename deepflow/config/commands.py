@@ -1,16 +1,18 @@
-"""``deepflow config upgrade``: a file of the older style becomes a pair of current files."""
+"""``deepflow config``: files of the older style and of Hugging Face become current files."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from deepflow.config.hardware import HardwareConfig
+from deepflow.config.huggingface import import_model
 from deepflow.config.loading import load_hardware_config, load_model_config, read_yaml
-from deepflow.config.model import MODEL_MODES
+from deepflow.config.model import MODEL_MODES, LlmModel
 from deepflow.config.old_style import translate
 from deepflow.config.schema import keys_of
 from deepflow.errors import ConfigError
@@ -18,7 +20,7 @@ from deepflow.files import atomic_output
 
 
 def add_config_command(commands: Any) -> None:
-    """Adds ``config upgrade`` to the subparsers of the ``deepflow`` command."""
+    """Adds ``config upgrade`` and ``config import`` to the ``deepflow`` command."""
     config = commands.add_parser("config", help="work on configuration files")
     steps = config.add_subparsers(metavar="step", required=True)
     purpose = "rewrite a file of the older style as a hardware file and a model file"
@@ -32,11 +34,60 @@ def add_config_command(commands: Any) -> None:
     parser.add_argument("--output", metavar="DIR", help="where to write (default: beside OLD.yaml)")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.set_defaults(run=_upgrade)
+    purpose = "write the model file of a Hugging Face config.json"
+    parser = steps.add_parser(
+        "import",
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}: Llama, Mistral, Qwen2, GPT-2, GPT-NeoX"
+        " or OPT. Whatever a model file cannot represent is an error that names the key.",
+    )
+    parser.add_argument("source", metavar="CONFIG.json", help="configuration of the checkpoint")
+    parser.add_argument("--output", metavar="FILE", help="where to write (default: print)")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", default=1, help="sequences per step (default: 1)"
+    )
+    parser.add_argument(
+        "--seq-len", type=int, metavar="N", help="tokens per sequence (default: the longest)"
+    )
+    parser.set_defaults(run=_import)
 
 
 def _upgrade(options: argparse.Namespace) -> None:
     for path in write_upgrade(options.old, options.output, force=options.force):
         print(path)
+
+
+def _import(options: argparse.Namespace) -> None:
+    text, notes = model_file(options.source, options.batch, options.seq_len)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if options.output is None:
+        print(text, end="")
+        return
+    output = Path(options.output)
+    if output.exists() and not options.force:
+        raise ConfigError("exists already; --force replaces it", file=str(output))
+    with atomic_output(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(output)
+
+
+def model_file(
+    source: str | Path, batch: int = 1, seq_len: int | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """(text of the model file, notes) of a Hugging Face ``config.json``.
+
+    ``batch`` is in sequences, ``seq_len`` in tokens. Raises ConfigError like ``import_model``.
+    """
+    imported = import_model(source, global_batch_size=batch, seq_len=seq_len)
+    header = [
+        f"From {json.dumps(Path(source).name)}, a Hugging Face {imported.model_type} model.",
+        "The batch is not part of that file.",
+        *(f"Note: {note}." for note in imported.notes),
+    ]
+    body = _yaml(imported.parameters, LlmModel, indent="  ")
+    return "".join(f"# {line}\n" for line in header) + "model_param:\n" + body, imported.notes
 
 
 def upgrade(old_path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,6 +8,7 @@ derived from technology and budgets (see ``deepflow/hardware``) or switched off.
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 from deepflow.config.option import option
 from deepflow.record import record
@@ -18,6 +19,9 @@ GIB = 2**30
 PARALLEL_DIMENSIONS = ("kp1", "kp2", "dp", "lp")
 LAYOUTS = ("none", "auto", *("-".join(order) for order in permutations(PARALLEL_DIMENSIONS)))
 
+# Bytes of an element of each data type that matrix units multiply. TF32 is kept as FP32.
+DTYPE_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5, "int8": 1}
+
 
 @record(frozen=True)
 class SoftwareParameters:
@@ -27,8 +31,17 @@ class SoftwareParameters:
         minimum=0,
         plausible=(0, 1e-2),
     )
-    precision: int = option(
-        "size of one element of activations and weights", 2, unit="bytes", choices=(1, 2, 4, 8)
+    precision: int | float = option(
+        "size of one element of activations and weights",
+        2,
+        unit="bytes",
+        choices=(0.5, 1, 2, 4, 8),
+    )
+    dtype: str | None = option(
+        "data type of matrix products; its size is precision, its rate is in"
+        " tech_param.core.precision_rates (default: nominal_flop_rate_per_mcu)",
+        None,
+        choices=tuple(DTYPE_BYTES),
     )
     kernel_fusion: str = option(
         "element-wise steps: one kernel per operation (eager) or per step (fused)",
@@ -59,6 +72,29 @@ class SoftwareParameters:
     )
 
 
+def _rate(dtype: str) -> Any:
+    return option(f"rate of {dtype} products (null: not supported)", None, above=0, maximum=64)
+
+
+@record(frozen=True)
+class PrecisionRates:
+    """Matrix FLOP rates by data type, relative to ``nominal_flop_rate_per_mcu``."""
+
+    fp32: float | None = _rate("fp32")
+    tf32: float | None = _rate("tf32")
+    bf16: float | None = _rate("bf16")
+    fp16: float | None = _rate("fp16")
+    fp8: float | None = _rate("fp8")
+    fp4: float | None = _rate("fp4")
+    int8: float | None = _rate("int8")
+
+    @property
+    def supported(self) -> dict[str, float]:
+        """Data type -> relative rate, of those that the device supports."""
+        rates = {dtype: getattr(self, dtype) for dtype in DTYPE_BYTES}
+        return {dtype: rate for dtype, rate in rates.items() if rate is not None}
+
+
 @record(frozen=True)
 class CoreTechnology:
     """A device's compute: bundles (SMs) of multiply-accumulate units (tensor cores, "MCU")."""
@@ -67,6 +103,10 @@ class CoreTechnology:
         "FLOP per cycle of one unit", unit="FLOP/cycle", above=0, plausible=(1, 1e7)
     )
     num_mcu_per_bundle: int = option("units per bundle", minimum=1, maximum=2**20)
+    precision_rates: PrecisionRates = option(
+        "rates of data types relative to nominal_flop_rate_per_mcu, at the same power",
+        PrecisionRates(),
+    )
     operating_area_per_mcu: float | None = option(
         "area of one unit as built", None, unit="mm2", above=0, plausible=(1e-6, 1e5)
     )

@@ -11,7 +11,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-from deepflow.config.hardware import HardwareConfig, NetworkArea, NetworkPower, Parallelism
+from deepflow.config.hardware import (
+    DTYPE_BYTES,
+    HardwareConfig,
+    NetworkArea,
+    NetworkPower,
+    Parallelism,
+)
 from deepflow.config.model import MODEL_MODES, GemmModel, LlmModel, LstmModel, ModelConfig
 from deepflow.config.old_style import keys_as_written, translate
 from deepflow.config.schema import (
@@ -427,6 +433,25 @@ def check_hardware(config: HardwareConfig) -> None:
                 allowed=str(kernel_degree),
             )
     technology = config.tech_param
+    dtype, precision = config.sw_param.dtype, config.sw_param.precision
+    if dtype is not None:
+        supported = technology.core.precision_rates.supported
+        if dtype not in supported:
+            raise ConfigError(
+                "the device has no rate for it in tech_param.core.precision_rates",
+                file=config.file,
+                key="sw_param.dtype",
+                value=dtype,
+                allowed=", ".join(supported) or "null: precision_rates is empty",
+            )
+        if precision != DTYPE_BYTES[dtype]:
+            raise ConfigError(
+                f"is not the size of an element of sw_param.dtype = {dtype}",
+                file=config.file,
+                key="sw_param.precision",
+                value=precision,
+                allowed=str(DTYPE_BYTES[dtype]),
+            )
     for place, part in (
         ("core", technology.core),
         ("DRAM", technology.DRAM),

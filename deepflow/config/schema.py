@@ -165,11 +165,11 @@ def parse_value(key: Key, value: object, *, file: str = "", place: str = "") -> 
             checked = parse_quantity(value, key.option.unit)
         except ConfigError as error:
             raise fail(error.problem) from None
-        if float not in key.kinds:
-            if not checked.is_integer():
-                raise fail("is not an integer")
+        if int in key.kinds and checked.is_integer():
             # An int goes through unchanged: large ones would lose digits as a float.
             checked = value if isinstance(value, int) else int(checked)
+        elif float not in key.kinds:
+            raise fail("is not an integer")
     else:
         raise fail("is of the wrong type")
     problem = _range_problem(key, checked)

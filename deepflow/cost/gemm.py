@@ -89,7 +89,7 @@ class GemmCost:
     bound: str
 
 
-def gemm_cost(accelerator: Accelerator, m: int, k: int, n: int, precision: int) -> GemmCost:
+def gemm_cost(accelerator: Accelerator, m: int, k: int, n: int, precision: float) -> GemmCost:
     """Cost of C[m, n] = A[m, k] B[k, n] with elements of ``precision`` bytes.
 
     Among tilings of equal time it takes the one with the least hypot(DRAM bytes, L2 bytes),
@@ -103,7 +103,7 @@ def gemm_cost(accelerator: Accelerator, m: int, k: int, n: int, precision: int) 
 
 
 def gemm_costs(
-    accelerator: Accelerator, shapes: Iterable[tuple[int, int, int]], precision: int
+    accelerator: Accelerator, shapes: Iterable[tuple[int, int, int]], precision: float
 ) -> list[GemmCost]:
     """``gemm_cost`` of every (m, k, n) in ``shapes``, in their order."""
     limits = accelerator.roofline_limits
@@ -115,7 +115,7 @@ def gemm_flops(m: int, k: int, n: int) -> float:
     return float(m * n * (2 * k - 1))
 
 
-def register_bytes(limits: RooflineLimits, m: int, k: int, n: int, precision: int) -> float:
+def register_bytes(limits: RooflineLimits, m: int, k: int, n: int, precision: float) -> float:
     """Bytes between registers and matrix units of shape d1 x d2 by d2 x d1.
 
     A step loads 2 d1 d2 operands and moves d1^2 results for d1^2 (2 d2 - 1) FLOP. What the
@@ -135,7 +135,7 @@ def l1_bytes(a: float, b: float, c: float, m1: Count, n1: Count, k2: Count) -> C
     return a * n1 + b * m1 + c * k2
 
 
-def compute_seconds(limits: RooflineLimits, m: int, k: int, n: int, precision: int) -> float:
+def compute_seconds(limits: RooflineLimits, m: int, k: int, n: int, precision: float) -> float:
     """Time of arithmetic, with the part of writing C that nothing hides.
 
     Without ``whole_waves`` all units share the FLOP evenly. With it, C is cut into blocks, one
@@ -248,7 +248,7 @@ _FREE = np.zeros((1, 1))
 
 
 @lru_cache(maxsize=REMEMBERED_SHAPES)
-def _search(limits: RooflineLimits, m: int, k: int, n: int, precision: int) -> GemmCost:
+def _search(limits: RooflineLimits, m: int, k: int, n: int, precision: float) -> GemmCost:
     problem = _problem(limits, m, k, n, precision)
     best = _outputs_stay(problem)
     if _weights_stay_bound(problem) < best.key:
@@ -262,7 +262,7 @@ def _search(limits: RooflineLimits, m: int, k: int, n: int, precision: int) -> G
     return _cost(problem, best, gemm_flops(m, k, n))
 
 
-def _problem(limits: RooflineLimits, m: int, k: int, n: int, precision: int) -> _Problem:
+def _problem(limits: RooflineLimits, m: int, k: int, n: int, precision: float) -> _Problem:
     elements = []
     for size, name in (
         (limits.l1_bytes_per_tile, limits.level_names[1]),

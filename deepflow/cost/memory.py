@@ -73,7 +73,7 @@ def stage_memory(
     layer: Block,
     head: Block,
     boundary_bytes: float,
-    precision: int,
+    precision: float,
     reserved: float,
 ) -> MemoryUse:
     """Peak memory of a device of ``stage``.

@@ -117,6 +117,8 @@ def operator_cost(
             sent = collective_cost(operator.kind, operator.message_bytes, group)
             cost = Cost(
                 communication=sent.time,
+                # A send belongs to the kernel that made its data.
+                launch=launch if sent.time and operator.kind != "send" else 0.0,
                 intra_node_bytes=sent.intra_bytes,
                 inter_node_bytes=sent.inter_bytes,
             )

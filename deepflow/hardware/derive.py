@@ -265,7 +265,8 @@ def _core(config: HardwareConfig) -> Core:
     voltage, clock = _operating_point(
         config, key, technology, config.power_breakdown.core, nominal_power
     )
-    peak = technology.nominal_flop_rate_per_mcu * area_scaling * clock * num_mcu
+    rate = _precision_rate(config)
+    peak = technology.nominal_flop_rate_per_mcu * rate * area_scaling * clock * num_mcu
     attention_util = technology.attention_util
     width = technology.FMA_width
     return Core(
@@ -278,7 +279,7 @@ def _core(config: HardwareConfig) -> Core:
         peak_flops=peak,
         usable_flops=peak * technology.util,
         attention_flops=peak * (technology.util if attention_util is None else attention_util),
-        energy_per_flop=_energy_per_flop(technology, voltage),
+        energy_per_flop=_energy_per_flop(technology, voltage, rate),
         matrix_rows=technology.FMA_d1 if width is None else width,
         matrix_depth=technology.FMA_d2 if width is None else width,
         dataflow=technology.dataflow,
@@ -287,15 +288,25 @@ def _core(config: HardwareConfig) -> Core:
     )
 
 
-def _energy_per_flop(core: CoreTechnology, voltage: float | None) -> float | None:
+def _precision_rate(config: HardwareConfig) -> float:
+    """Rate of the data type in use, relative to the nominal rate; without one, that rate."""
+    dtype = config.sw_param.dtype
+    if dtype is None:
+        return 1.0
+    rates = config.tech_param.core.precision_rates.supported
+    return require(config, f"tech_param.core.precision_rates.{dtype}", rates.get(dtype))
+
+
+def _energy_per_flop(core: CoreTechnology, voltage: float | None, rate: float) -> float | None:
     """J/FLOP: nominal power over nominal rate, times (V/Vn)^2 where the voltage is known.
 
-    A part without a nominal clock is described at its operating one.
+    A data type of another relative ``rate`` takes the same power. A part without a nominal
+    clock is described at its operating one.
     """
     clock = core.nominal_frequency or core.operating_frequency
     if core.nominal_power_per_mcu is None or clock is None:
         return None
-    energy = core.nominal_power_per_mcu / (core.nominal_flop_rate_per_mcu * clock)
+    energy = core.nominal_power_per_mcu / (core.nominal_flop_rate_per_mcu * rate * clock)
     if voltage is None or core.nominal_voltage is None:
         return energy
     return energy * (voltage / core.nominal_voltage) ** 2

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from deepflow.config.hardware import Parallelism
+from deepflow.config.hardware import PARALLEL_DIMENSIONS, Parallelism
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
 from deepflow.mapping.parallelism import Group, place_group
@@ -154,22 +154,24 @@ def map_kernels(
             f" not multiply to the {devices} devices ({system.num_nodes} nodes of"
             f" {system.num_devices_per_node}; system_hierarchy.num_nodes, num_devices_per_node)"
         )
+    seen = dict.fromkeys(PARALLEL_DIMENSIONS, hardware)
     if system.layout != "none":
-        from deepflow.mapping.layout import Degrees, with_layout
+        from deepflow.mapping.layout import Degrees, seen_by_dimension
 
         # Layers may be cut differently; the layout is that of the widest.
         widest = max(splits.values(), key=lambda split: split.ranks)
-        hardware = with_layout(hardware, Degrees(widest.kp1, widest.kp2, data, asked.pipeline))
+        degrees = Degrees(widest.kp1, widest.kp2, data, asked.pipeline)
+        seen = seen_by_dimension(hardware, degrees)
     groups = {
-        "data": place_group(hardware, "data", data, kernel, ("dp",)),
+        "data": place_group(seen["dp"], "data", data, kernel, ("dp",)),
         "pipeline": place_group(
-            hardware, "pipeline", min(asked.pipeline, 2), kernel * data, ("lp",)
+            seen["lp"], "pipeline", min(asked.pipeline, 2), kernel * data, ("lp",)
         ),
     }
     for layer, split in splits.items():
         for dimension, size, stride in (("kp1", split.kp1, 1), ("kp2", split.kp2, split.kp1)):
             name = f"{layer}.{dimension}"
-            groups[name] = place_group(hardware, name, size, stride, (dimension,))
+            groups[name] = place_group(seen[dimension], name, size, stride, (dimension,))
     return KernelMapping(splits, groups, kernel, asked.pipeline, data)
 
 
@@ -195,7 +197,7 @@ def _split(asked: Parallelism, layer: str) -> KernelSplit:
 # --- Shards ---------------------------------------------------------------------------------
 
 
-def shard_product(block: Block, layer: str, split: KernelSplit, precision: int) -> RankBlocks:
+def shard_product(block: Block, layer: str, split: KernelSplit, precision: float) -> RankBlocks:
     """A rank's share of a block of one product and element-wise steps on its output."""
     (product,) = (item for item in block.operators if isinstance(item, Gemm))
     shard, communication = _forward_product(product, layer, split, precision)
@@ -213,7 +215,7 @@ def shard_product(block: Block, layer: str, split: KernelSplit, precision: int) 
     )
 
 
-def shard_cell(block: Block, split: KernelSplit, precision: int) -> RankBlocks:
+def shard_cell(block: Block, split: KernelSplit, precision: float) -> RankBlocks:
     """A rank's share of a recurrent cell.
 
     Gates lie one after another in the columns of the product, so ranks hold different gates
@@ -244,7 +246,7 @@ def shard_cell(block: Block, split: KernelSplit, precision: int) -> RankBlocks:
     )
 
 
-def shard_softmax(block: Block, split: KernelSplit, precision: int) -> RankBlocks:
+def shard_softmax(block: Block, split: KernelSplit, precision: float) -> RankBlocks:
     """A rank's share of the logits and their softmax; one number per row is gathered."""
     (product,) = (item for item in block.operators if isinstance(item, Gemm))
     plain = shard_product(block, "softmax", split, precision)
@@ -259,7 +261,7 @@ def shard_softmax(block: Block, split: KernelSplit, precision: int) -> RankBlock
 
 
 def shard_embedding(
-    block: Block, batch: int, vocabulary: int, width: int, split: KernelSplit, precision: int
+    block: Block, batch: int, vocabulary: int, width: int, split: KernelSplit, precision: float
 ) -> RankBlocks:
     """A rank's share of the look-up of ``batch`` rows of ``width`` in ``vocabulary`` rows.
 
@@ -303,7 +305,7 @@ def found_layout(split: KernelSplit) -> Layout:
 
 
 def weight_blocks(
-    layer: str, k: int, n: int, split: KernelSplit, precision: int
+    layer: str, k: int, n: int, split: KernelSplit, precision: float
 ) -> tuple[Block, Block]:
     """(reduction, update) of a rank's weights of B[k, n], once per step.
 
@@ -338,7 +340,7 @@ def regather(
     held: Layout,
     wanted: Layout,
     shape: tuple[int, int],
-    precision: int,
+    precision: float,
 ) -> tuple[Collective, ...]:
     """What turns a matrix of ``shape`` cut as ``held`` into one cut as ``wanted``.
 
@@ -360,7 +362,7 @@ def regather(
 
 
 def _forward_product(
-    product: Gemm, layer: str, split: KernelSplit, precision: int
+    product: Gemm, layer: str, split: KernelSplit, precision: float
 ) -> tuple[Gemm, tuple[Collective, ...]]:
     m, k, n = product.m, product.k, product.n
     if split.kind == "CR":
@@ -377,7 +379,7 @@ def _forward_product(
 
 
 def _backward_product(
-    product: Gemm, layer: str, split: KernelSplit, precision: int
+    product: Gemm, layer: str, split: KernelSplit, precision: float
 ) -> tuple[Operator, ...]:
     m, k, n, name = product.m, product.k, product.n, product.name
     if split.kind != "RC":

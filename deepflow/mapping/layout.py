@@ -16,7 +16,13 @@ link; of more, the last closes the ring through the mesh), a chain for lp. Trans
 x, then along y. Between wafers they leave at the edge x = wafer_dim - 1 of the lower wafer,
 where every row has a link, and enter the higher one at x = 0, or the other way round, after
 they moved to the row of their destination. A derate is the number of transfers on the busiest
-link when all dimensions communicate at once: each of them then gets 1 / derate of its bandwidth.
+link: each of them then gets 1 / derate of its bandwidth.
+
+The derates of a layout are those of all dimensions communicating at once, as the DeepFlow
+research code has them. It applied them to every collective. But collectives of one rank take
+turns, so here a collective sees the derates of its own dimension alone; and a transfer between
+neighbours that are several links apart takes the latency of each, of which that code counted
+one. ``seen_by_dimension`` gives both.
 
 What a transfer is charged to follows the DeepFlow research code, so that derates compare with
 published ones: along x the link that it passes, whatever the direction; along y the port of
@@ -140,19 +146,16 @@ def place(degrees: Degrees, order: tuple[str, ...], wafer_dim: int) -> Placement
     return Placement(order, wafer_dim, wafers, wafer, x, y)
 
 
-def routed_loads(placement: Placement) -> Loads:
-    """Routes the transfers of all dimensions at once and counts them on every link."""
+def routed_loads(placement: Placement, dimensions: tuple[str, ...] = PARALLEL_DIMENSIONS) -> Loads:
+    """Routes the transfers of all ``dimensions`` at once and counts them on every link."""
     dim = placement.wafer_dim
     # Counted as differences: +1 where a run of links begins, -1 behind its end.
     along_x = np.zeros((placement.num_wafers, dim, dim + 1), dtype=np.int64)
     along_y = np.zeros((placement.num_wafers, dim, dim + 1), dtype=np.int64)
     between_wafers = np.zeros((placement.num_wafers, dim), dtype=np.int64)
     crossing = set()
-    for axis, dimension in enumerate(placement.order):
-        closed = dimension != "lp" and placement.x.shape[axis] > 2
-        from_wafer, to_wafer = _neighbours(placement.wafer, axis, closed)
-        from_x, to_x = _neighbours(placement.x, axis, closed)
-        from_y, to_y = _neighbours(placement.y, axis, closed)
+    for dimension in dimensions:
+        (from_wafer, to_wafer), (from_x, to_x), (from_y, to_y) = _transfers(placement, dimension)
         leaves, up = from_wafer != to_wafer, from_wafer < to_wafer
         turn = np.where(leaves, np.where(up, dim - 1, 0), to_x)
         _charge(along_x, from_wafer, from_y, np.minimum(from_x, turn), np.maximum(from_x, turn))
@@ -256,17 +259,7 @@ def layout_derates(config: HardwareConfig, degrees: Degrees, name: str) -> dict[
     Raises:
         InfeasiblePoint: nodes are not square, or the layout does not fit on them.
     """
-    system = config.system_hierarchy
-    wafer_dim = isqrt(system.num_devices_per_node)
-    if wafer_dim * wafer_dim != system.num_devices_per_node:
-        raise InfeasiblePoint(
-            f"system_hierarchy.layout {name} needs nodes that are square meshes, and"
-            f" system_hierarchy.num_devices_per_node {system.num_devices_per_node} is no square"
-        )
-    if name == "auto":
-        layout = best_layout(degrees, wafer_dim, system.num_nodes)
-    else:
-        layout = make_layout(degrees, tuple(name.split("-")), wafer_dim, system.num_nodes)
+    layout = _chosen_layout(config, degrees, name)
     return {
         "system_hierarchy.intra_derate": float(layout.intra_derate),
         "system_hierarchy.inter_derate": float(max(layout.inter_derate, 1)),
@@ -293,6 +286,100 @@ def with_layout(hardware: Hardware, degrees: Degrees) -> Hardware:
     return replace(hardware, config=with_overrides(hardware.config, derates))
 
 
+def _chosen_layout(config: HardwareConfig, degrees: Degrees, name: str) -> Layout:
+    system = config.system_hierarchy
+    wafer_dim = isqrt(system.num_devices_per_node)
+    if wafer_dim * wafer_dim != system.num_devices_per_node:
+        raise InfeasiblePoint(
+            f"system_hierarchy.layout {name} needs nodes that are square meshes, and"
+            f" system_hierarchy.num_devices_per_node {system.num_devices_per_node} is no square"
+        )
+    if name == "auto":
+        return best_layout(degrees, wafer_dim, system.num_nodes)
+    return make_layout(degrees, tuple(name.split("-")), wafer_dim, system.num_nodes)
+
+
+@record(frozen=True)
+class DimensionLoad:
+    """What one dimension finds when it communicates alone.
+
+    Derates as in ``Layout``. ``links``: those within wafers that the longest transfer passes;
+    ``links_across`` likewise of transfers to another wafer, None if there are none.
+    """
+
+    intra_derate: int
+    inter_derate: int
+    links: int
+    links_across: int | None
+
+    def latency(self, intra: float, inter: float) -> float:
+        """Seconds of the slowest transfer, from those of a link within and between wafers."""
+        across = 0.0 if self.links_across is None else self.links_across * intra + inter
+        return max(self.links * intra, across)
+
+
+@lru_cache(maxsize=4096)
+def dimension_load(
+    degrees: Degrees, order: tuple[str, ...], wafer_dim: int, dimension: str
+) -> DimensionLoad:
+    """Routes the transfers of ``dimension`` alone; ``order`` as for ``place``."""
+    placement = place(degrees, order, wafer_dim)
+    loads = routed_loads(placement, (dimension,))
+    (from_wafer, to_wafer), (from_x, to_x), (from_y, to_y) = _transfers(placement, dimension)
+    leaves, edge = from_wafer != to_wafer, wafer_dim - 1
+    # Out at the edge towards the other wafer and in at the opposite one.
+    out = np.where(from_wafer < to_wafer, edge - from_x, from_x)
+    into = np.where(from_wafer < to_wafer, to_x, edge - to_x)
+    links = np.where(leaves, out + into, abs(to_x - from_x)) + abs(to_y - from_y)
+    return DimensionLoad(
+        int(max(loads.along_x.max(), loads.along_y.max())),
+        int(loads.between_wafers.max()),
+        int(links[~leaves].max(initial=0)),
+        int(links[leaves].max()) if leaves.any() else None,
+    )
+
+
+def seen_by_dimension(hardware: Hardware, degrees: Degrees) -> dict[str, Hardware]:
+    """``hardware`` as the collectives of each dimension find it with the file's layout.
+
+    Derates and latencies are those of the dimension alone. A kernel dimension of degree 1 has
+    those of the other one: layers that are cut otherwise communicate in the same places.
+    Without a layout all is as in the file.
+
+    Raises:
+        InfeasiblePoint: nodes are not square, or the layout does not fit on them.
+    """
+    system = hardware.config.system_hierarchy
+    if system.layout == "none":
+        return dict.fromkeys(PARALLEL_DIMENSIONS, hardware)
+    layout = _chosen_layout(hardware.config, degrees, system.layout)
+    wafer_dim = isqrt(system.num_devices_per_node)
+    accelerator = hardware.accelerator
+    intra, inter = accelerator.intra_node, accelerator.inter_node
+    seen = {}
+    for dimension in PARALLEL_DIMENSIONS:
+        places = dimension
+        if degrees.of(dimension) == 1:
+            places = {"kp1": "kp2", "kp2": "kp1"}.get(dimension, dimension)
+        load = dimension_load(degrees, layout.order, wafer_dim, places)
+        overrides: dict[str, object] = {
+            "system_hierarchy.intra_derate": float(load.intra_derate),
+            "system_hierarchy.inter_derate": float(max(load.inter_derate, 1)),
+            f"system_hierarchy.{dimension}_inter": places in layout.crossing,
+        }
+        latency = load.latency(intra.latency, inter.latency)
+        seen[dimension] = replace(
+            hardware,
+            config=with_overrides(hardware.config, overrides),
+            accelerator=replace(
+                accelerator,
+                intra_node=replace(intra, latency=latency),
+                inter_node=replace(inter, latency=latency),
+            ),
+        )
+    return seen
+
+
 def _largest_divisor(number: int, limit: int) -> int:
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
@@ -301,6 +388,14 @@ def _snake(index: IntArray, length: int) -> tuple[IntArray, IntArray]:
     """(line, place in the line) when every second line runs backwards."""
     line, place_in_line = np.divmod(index, length)
     return line, np.where(line % 2, length - 1 - place_in_line, place_in_line)
+
+
+def _transfers(placement: Placement, dimension: str) -> list[tuple[IntArray, IntArray]]:
+    """(from, to) of every transfer along ``dimension``: wafers, columns, rows."""
+    axis = placement.order.index(dimension)
+    closed = dimension != "lp" and placement.x.shape[axis] > 2
+    places = (placement.wafer, placement.x, placement.y)
+    return [_neighbours(coordinate, axis, closed) for coordinate in places]
 
 
 def _neighbours(coordinate: IntArray, axis: int, closed: bool) -> tuple[IntArray, IntArray]:

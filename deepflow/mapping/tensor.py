@@ -24,7 +24,7 @@ from deepflow.workload.operators import (
 FP32 = 4
 
 
-def shard_block(block: Block, mapping: TrainingMapping, precision: int) -> Block:
+def shard_block(block: Block, mapping: TrainingMapping, precision: float) -> Block:
     """The shard of ``block`` on one rank of the tensor group, forward direction.
 
     ``precision``: bytes of an activation element, for the size of messages.

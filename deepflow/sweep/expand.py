@@ -38,6 +38,8 @@ def load_sweep(path: str | Path) -> Sweep:
     model_files = _files(content["model"], "model", file)
     hardware = [load_hardware_config(name) for name in hardware_files]
     models = [load_model_config(name) for name in model_files]
+    _refuse_equal_names(hardware, hardware_files, "hardware", file)
+    _refuse_equal_names(models, model_files, "model", file)
 
     groups = _grid(content.get("grid", {}), file) + _zip(content.get("zip", []), file)
     if "sample" in content:
@@ -206,6 +208,22 @@ def _refuse_duplicates(texts: Sequence[str], given: Sequence[str], place: str, f
         seen[text] = position
 
 
+def _refuse_equal_names(
+    configs: Sequence[HardwareConfig | ModelConfig], files: Sequence[str], kind: str, file: str
+) -> None:
+    """A copied file often keeps its ``name:``, by which tables and plots tell rows apart."""
+    seen: dict[str, str] = {}
+    for config, path in zip(configs, files, strict=True):
+        # A file that is listed twice is another mistake, which the axis refuses.
+        if seen.setdefault(config.name, path) != path:
+            raise ConfigError(
+                f"{seen[config.name]} and {path} have the same name '{config.name}',"
+                " so that results could not be told apart; change one",
+                file=file,
+                key=kind,
+            )
+
+
 def _files(given: object, key: str, file: str) -> list[str]:
     """Paths as given if they exist in the working directory, else beside the sweep file."""
     names = given if isinstance(given, list) else [given]
@@ -293,7 +311,12 @@ def _values(given: object, place: str, file: str) -> list[object]:
         first, limit = (_number(bound, f"{place}.log2", file) for bound in bounds)
         if not 0 < first <= limit:
             raise ConfigError("needs 0 < first <= limit", file=file, key=place, value=bounds)
-        return [first * 2**power for power in range(int(math.log2(limit / first) + 1e-9) + 1)]
+        # The quotient of the bounds may be too large for a number; that of logarithms is not.
+        doublings = int(math.log2(limit) - math.log2(first) + 1e-9)
+        values = [first]
+        for _ in range(doublings):
+            values.append(2 * values[-1])
+        return values
     if set(given) != {"start", "stop", "step"}:
         raise ConfigError(
             "is not a range",
@@ -307,9 +330,16 @@ def _values(given: object, place: str, file: str) -> list[object]:
     )
     if step == 0 or (stop - start) / step < 0:
         raise ConfigError("never reaches stop", file=file, key=place, value=given)
-    count = int((stop - start) / step + 1e-9) + 1
-    if count > MOST_POINTS:
-        raise ConfigError(f"has {count:,} values", file=file, key=place, value=given)
+    steps = (stop - start) / step
+    if steps >= MOST_POINTS:
+        raise ConfigError(
+            "has too many values",
+            file=file,
+            key=place,
+            value=given,
+            allowed=f"at most {MOST_POINTS:,}",
+        )
+    count = int(steps + 1e-9) + 1
     if all(isinstance(number, int) for number in (start, stop, step)):
         return [start + index * step for index in range(count)]
     # Twelve digits: 0.1 + 2 * 0.1 is meant to be 0.3.
@@ -325,8 +355,16 @@ def _sample(
     ``latin_hypercube`` cuts every axis into ``count`` equal parts and draws once from each.
     """
     content = check_object(sample, SWEEP_SCHEMA["properties"]["sample"], file, "sample")
-    if content["count"] > MOST_POINTS or not content["axes"]:
-        raise ConfigError("needs at least one axis and a smaller count", file=file, key="sample")
+    if content["count"] > MOST_POINTS:
+        raise ConfigError(
+            "is too large",
+            file=file,
+            key="sample.count",
+            value=content["count"],
+            allowed=f"at most {MOST_POINTS:,}",
+        )
+    if not content["axes"]:
+        raise ConfigError("names no axis", file=file, key="sample.axes")
     generator = random.Random(content.get("seed", 0))
     count = content["count"]
     places = {path: f"sample.axes.{path}" for path in content["axes"]}
@@ -400,6 +438,7 @@ def _scalar(value: object, place: str, file: str) -> object:
 
 
 def _number(value: object, place: str, file: str) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    # Whole numbers have no greatest one, but those that no float holds are mistakes.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < 1e300:
         raise ConfigError("must be a finite number", file=file, key=place, value=value)
     return value

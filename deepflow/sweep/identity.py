@@ -31,13 +31,15 @@ _NAMES_ONLY = {"hardware.name", "hardware.aliases", "hardware.file", "model.name
 
 
 def value_text(value: object) -> str:
-    """``value`` as it stands in an id: ``4``, ``true``, ``3.35TBps`` for "3.35 TB/s".
+    """``value`` as it stands in an id: ``4``, ``4e+12``, ``true``, ``3.35TBps`` for "3.35 TB/s".
 
     A value with other characters keeps what is readable and gets a short digest.
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     given = str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        given = f"{value:g}"
     readable = given.replace(" ", "").replace("/", "p")
     if readable and not _ODD.search(readable):
         return readable

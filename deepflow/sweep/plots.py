@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepflow.config import did_you_mean
 from deepflow.errors import ConfigError
-from deepflow.files import atomic_output
+from deepflow.files import atomic_output, unusable
 from deepflow.sweep.quantity import scale_of
 from deepflow.sweep.schema import PLOT_SCHEMA, check_object
 from deepflow.sweep.where import Condition, identifier, parse_condition
@@ -101,6 +101,8 @@ def parse_plots(content: Sequence[object], file: str, title: str) -> tuple[Plot,
         if name in plots:
             raise ConfigError("two plots have this name", file=file, key=place, value=name)
         label = tuple(keys.get("label", ()))
+        if not all(isinstance(column, str) for column in label):
+            raise ConfigError("must be a list of columns", file=file, key=f"{place}.label")
         plots[name] = Plot(**{"title": title, **keys, "name": name, "label": label})
     return tuple(plots.values())
 
@@ -167,11 +169,15 @@ def draw_plot(plot: Plot, summary: str | Path, outputs: Sequence[str | Path], fi
     import matplotlib
 
     matplotlib.use("Agg")
+    import pyarrow as pa
     import pyarrow.parquet as pq
     import seaborn as sns
     from matplotlib.figure import Figure
 
-    schema = pq.read_schema(summary)
+    try:
+        schema = pq.read_schema(summary)
+    except (OSError, pa.ArrowException) as error:
+        raise unusable(summary, error) from None
     check_plots([plot], schema.names, file)
     condition = _condition(plot, schema.names, file)
     filtered = [name for name in schema.names if condition and identifier(name) in condition.names]
@@ -272,7 +278,7 @@ def _line(drawing: _Drawing, axes: Axes) -> str:
     )
     _finish(drawing, axes)
     if not plot.log_y and axes.get_ylim()[0] > 0:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.dataLim.ymax)
     return note
 
 
@@ -470,20 +476,27 @@ def _finish(drawing: _Drawing, axes: Axes) -> None:
             axis.set_ticks(ticks)
             axis.set_ticks([], minor=True)
         elif logarithmic:
-            axis.set_minor_formatter(_sparse_minor_ticks(drawing, column))
+            _set_logarithmic_ticks(drawing, column, axis)
     _legend(drawing, axes)
 
 
-def _sparse_minor_ticks(drawing: _Drawing, column: str) -> Any:
-    """Labels between the powers of ten: none, at 2 and 5, or at most digits on a short axis."""
-    from matplotlib.ticker import FuncFormatter
+def _set_logarithmic_ticks(drawing: _Drawing, column: str, axis: Any) -> None:
+    """Labels between the powers of ten: none, at 2 and 5, or at most digits on a short axis.
+
+    A very short axis may hold no such value and gets round values in even steps.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     values = drawing.rows[column]
     factor = drawing.scale(column)[0]
     span = values.max() / values.min() if values.min() > 0 else math.inf
+    if span < 3:
+        axis.set_major_locator(MaxNLocator(nbins=6))
+        axis.set_minor_locator(NullLocator())
+        return
     digits = "234568" if span < 10 else "25" if span < 100 else ""
-    return FuncFormatter(
-        lambda value, _: f"{value / factor:.6g}" if f"{value:e}"[0] in digits else ""
+    axis.set_minor_formatter(
+        FuncFormatter(lambda value, _: f"{value / factor:.6g}" if f"{value:e}"[0] in digits else "")
     )
 
 

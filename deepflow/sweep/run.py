@@ -128,7 +128,7 @@ def point_rows(points: Iterable[Point], total: int, what: str) -> Iterator[dict[
 
 
 def prediction_table(outcome: Outcome) -> str:
-    """One line per column that has a value: name, value with unit, meaning."""
+    """One line per column that has a value: name, value with unit, and meaning or a long text."""
     lines = [f"{outcome.model.name} on {outcome.hardware.name}"]
     for name, value in outcome.prediction.as_row().items():
         if value in (None, ""):
@@ -138,5 +138,7 @@ def prediction_table(outcome: Outcome) -> str:
         if column.dtype is float:
             factor, unit = scale_of(value, column.unit)
             text = f"{value / factor:.4g} {unit}"
-        lines.append(f"  {name:<30} {text:<18} {column.doc}")
+        # A sentence, such as a reason, speaks for itself.
+        doc = column.doc if len(text) <= 18 else ""
+        lines.append(f"  {name:<30} {text:<18} {doc}".rstrip())
     return "\n".join(lines)

@@ -199,6 +199,13 @@ SWEEP_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 PLOT_SCHEMA: dict[str, Any] = _PLOT
+_TYPES: dict[str, tuple[type[Any], str]] = {
+    "string": (str, "text"),
+    "boolean": (bool, "true, false"),
+    "integer": (int, "a whole number"),
+    "object": (dict, "a mapping"),
+    "array": (list, "a list"),
+}
 
 
 def check_object(
@@ -240,16 +247,12 @@ def _check_plain(item: object, schema: Mapping[str, Any], file: str, place: str)
             value=item,
             allowed=", ".join(choices),
         )
-    types = {"string": str, "boolean": bool, "integer": int, "object": dict, "array": list}
     expected = schema.get("type")
     if isinstance(expected, str):
-        fits = isinstance(item, types[expected]) and (
-            expected == "boolean" or not isinstance(item, bool)
-        )
-        if not fits:
-            raise ConfigError(
-                "has the wrong type", file=file, key=place, value=item, allowed=expected
-            )
+        kind, words = _TYPES[expected]
+        if not isinstance(item, kind) or (isinstance(item, bool) and kind is not bool):
+            problem = "is empty" if item is None else "has the wrong type"
+            raise ConfigError(problem, file=file, key=place, value=item, allowed=words)
     if "minimum" in schema and isinstance(item, int) and item < schema["minimum"]:
         raise ConfigError(
             "is too small", file=file, key=place, value=item, allowed=f">= {schema['minimum']}"

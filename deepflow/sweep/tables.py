@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepflow.config import flatten
 from deepflow.config.schema import keys_of
-from deepflow.errors import DeepFlowError
-from deepflow.files import atomic_output
+from deepflow.files import atomic_output, unusable
 from deepflow.prediction import COLUMNS, Column
 from deepflow.sweep.points import Sweep
 from deepflow.sweep.run import VERSIONS, point_rows
@@ -144,7 +143,10 @@ def write_csv(summary: str | Path, output: str | Path) -> None:
     import pyarrow.csv
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(summary)
+    try:
+        table = pq.ParquetFile(summary)
+    except (OSError, pa.ArrowException) as error:
+        raise unusable(summary, error) from None
     with (
         atomic_output(output) as temporary,
         pa.csv.CSVWriter(temporary, table.schema_arrow) as writer,
@@ -160,12 +162,10 @@ def _point_file_rows(sweep: Sweep, results: Path) -> Iterator[dict[str, Any]]:
             record = json.loads(file.read_bytes())
             digest = record["digest"]
             row = {name: record[name] for name in COLUMNS}
-        except FileNotFoundError:
-            raise _unusable(file, "is missing") from None
-        except (OSError, ValueError, KeyError, TypeError):
-            raise _unusable(file, "is damaged") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise unusable(file, error) from None
         if digest != point.digest:
-            raise _unusable(file, "was made from other settings")
+            raise unusable(file)
         yield {
             **row,
             **{name: record.get(name) for name in (*_BEFORE, *_AFTER)},
@@ -183,17 +183,11 @@ def _shard_tables(sweep: Sweep, results: Path, schema: pa.Schema) -> Iterator[pa
         try:
             table = pq.read_table(file)
             digest = table.schema.metadata[b"shard_digest"].decode()
-        except FileNotFoundError:
-            raise _unusable(file, "is missing") from None
-        except (OSError, pa.ArrowException, KeyError, TypeError):
-            raise _unusable(file, "is damaged") from None
+        except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+            raise unusable(file, error) from None
         if digest != shard.digest or table.num_rows != len(shard.numbers):
-            raise _unusable(file, "was made from other settings")
+            raise unusable(file)
         yield table.select(schema.names).cast(schema)
-
-
-def _unusable(file: Path, problem: str) -> DeepFlowError:
-    return DeepFlowError(f"{file} {problem}; delete it and run the sweep again")
 
 
 def _tables(

@@ -112,11 +112,19 @@ def parse_condition(text: object, names: Sequence[str], file: str, key: str) -> 
                 return lambda values: any(part(values) for part in parts)
             case ast.Compare(ops=ops) if all(type(op) in _COMPARISONS for op in ops):
                 tests = [_COMPARISONS[type(op)] for op in ops]
-                return _chain(tests, [build(side) for side in [node.left, *node.comparators]])
-            case ast.Tuple(elts=elements) | ast.List(elts=elements):
-                members = [build(element) for element in elements]
-                return lambda values: [member(values) for member in members]
-        raise refuse(f"{type(node).__name__} is not part of the filter language")
+                sides = [
+                    build_group(side) if isinstance(op, (ast.In, ast.NotIn)) else build(side)
+                    for op, side in zip(ops, node.comparators, strict=True)
+                ]
+                return _chain(tests, [build(node.left), *sides])
+        raise refuse(f"'{ast.unparse(node)}' is not part of the filter language")
+
+    def build_group(node: ast.AST) -> Evaluator:
+        """The right side of ``in``: elsewhere a list would count as true, whatever it holds."""
+        if not isinstance(node, (ast.Tuple, ast.List)):
+            return build(node)
+        members = [build(element) for element in node.elts]
+        return lambda values: [member(values) for member in members]
 
     try:
         tree = ast.parse(text.strip(), mode="eval")

@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import IO
@@ -43,7 +43,11 @@ class WorkerPool:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise DeepFlowError(f"the process died (exit code {worker.wait()}); see {log}")
+            code = worker.wait()
+            # A process that ends by itself has been interrupted, as the workflow has.
+            raise DeepFlowError(
+                f"the process died (exit code {code}); see {log}" if code else "interrupted"
+            )
         with self._lock:
             self._idle.append(worker)
         if answer.strip() != "0":
@@ -67,17 +71,15 @@ def _start() -> subprocess.Popen[str]:
     )
 
 
-def serve(requests: IO[str], answers: IO[str]) -> None:
-    """Run commands, one JSON list ``[log, argument, ...]`` per line, and answer exit codes."""
+def serve(command: Callable[[Sequence[str]], int], requests: IO[str], answers: IO[str]) -> None:
+    """Run ``command`` once per line, a JSON list ``[log, argument, ...]``; answer exit codes."""
     # An interrupt also reaches the parent, which ends this process in its own time.
     with contextlib.suppress(KeyboardInterrupt):
         for line in requests:
-            _answer(line, answers)
+            _answer(command, line, answers)
 
 
-def _answer(line: str, answers: IO[str]) -> None:
-    from deepflow.cli import main
-
+def _answer(command: Callable[[Sequence[str]], int], line: str, answers: IO[str]) -> None:
     log, *arguments = json.loads(line)
     with (
         Path(log).open("w", encoding="utf-8") as file,
@@ -86,7 +88,7 @@ def _answer(line: str, answers: IO[str]) -> None:
     ):
         print(shlex.join([sys.executable, "-m", "deepflow", *arguments]), flush=True)
         try:
-            code = main(arguments)
+            code = command(arguments)
         except (Exception, SystemExit):
             # A bug, or a command line that the workflow got wrong: the log must show it,
             # and the next command must find this process alive.

@@ -39,7 +39,7 @@ def softmax_width(model: LstmModel) -> int:
     return model.projection or model.layer_size
 
 
-def lstm_blocks(model: LstmModel, batch: int, precision: int) -> LstmBlocks:
+def lstm_blocks(model: LstmModel, batch: int, precision: float) -> LstmBlocks:
     """The blocks of ``model`` for ``batch`` sequences of ``precision``-byte numbers."""
     width, vocabulary = model.layer_size, model.vocab_size
     gates, features = model.num_gates * width, softmax_width(model)

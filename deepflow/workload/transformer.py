@@ -36,7 +36,7 @@ class TransformerBlocks:
     head: Block
 
 
-def _traffic(precision: int, fusion: str) -> dict[str, Traffic]:
+def _traffic(precision: float, fusion: str) -> dict[str, Traffic]:
     """Reads and writes per element, counted from what each kernel has to touch.
 
     Fused: one kernel a step. Eager: what a framework does that runs the textbook formula one
@@ -66,7 +66,7 @@ def _traffic(precision: int, fusion: str) -> dict[str, Traffic]:
 
 
 def transformer_blocks(
-    model: LlmModel, micro_batch_size: int, precision: int, fusion: str
+    model: LlmModel, micro_batch_size: int, precision: float, fusion: str
 ) -> TransformerBlocks:
     """The blocks of ``model`` for ``micro_batch_size`` sequences of ``precision``-byte numbers."""
     traffic = _traffic(precision, fusion)
