@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from deepflow.config import load_model_config
-from deepflow.config.model import LlmModel
+from deepflow.config.model import LlmModel, LstmModel
 from deepflow.cost.gemm import gemm_cost
 from deepflow.hardware import load_hardware
 from deepflow.prediction import predict
@@ -30,6 +30,10 @@ MODEL = REPOSITORY / "configs/model-config/Llama2-70B.yaml"
 MODEL_OVERRIDES = {"global_batch_size": 256}
 BYTES_PER_ELEMENT = 2
 
+# A deep and long LSTM, on one device and with a stage for each of its 18 parts.
+LARGE_LSTM = LstmModel(256, 40_000, num_layers=16, layer_size=1024, projection=0, seq_len=200)
+LSTM_OVERRIDES = {"system_hierarchy.num_nodes": 9, "parallelism.pipeline": 18}
+
 
 def measure() -> list[Row]:
     hardware = load_hardware(str(HARDWARE), HARDWARE_OVERRIDES)
@@ -44,6 +48,18 @@ def measure() -> list[Row]:
     # Another sequence length makes every matrix multiplication of the model a new one.
     new_prediction = median_seconds(
         lambda index: predict(hardware, replace(model, seq_len=2048 + 8 * index)), 51
+    )
+    on_one_device = load_hardware(str(HARDWARE), {"parallelism.data": 1})
+    staged = load_hardware(str(HARDWARE), LSTM_OVERRIDES)
+    lstm, staged_lstm = (
+        # Another width makes every matrix multiplication a new one.
+        median_seconds(
+            lambda index, machine=machine: predict(
+                machine, replace(LARGE_LSTM, layer_size=1024 + 8 * index)
+            ),
+            51,
+        )
+        for machine in (on_one_device, staged)
     )
     accelerator = hardware.accelerator
     new_gemm = median_seconds(
@@ -65,6 +81,8 @@ def measure() -> list[Row]:
             "<= 5 ms",
         ),
         row("the same with matrix shapes never seen before", new_prediction),
+        row("LSTM, 16 layers, 200 steps, one device, new shapes", lstm, "<= 5 ms"),
+        row("the same over 18 pipeline stages", staged_lstm, "<= 5 ms"),
         row("GEMM, new shape", new_gemm, "<= 0.3 ms"),
         row("GEMM, repeated shape", repeated_gemm, "<= 5 us"),
     ]

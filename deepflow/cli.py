@@ -265,7 +265,15 @@ def _validate(options: argparse.Namespace) -> None:
     from deepflow.config import split_overrides
     from deepflow.files import atomic_output, to_json
     from deepflow.sweep.settings import parse_setting
-    from deepflow.validate import read_table, summarize, summary_text, validate_table, write_table
+    from deepflow.validate import (
+        OTHER_ROWS,
+        RECOGNISED,
+        read_table,
+        summarize,
+        summary_text,
+        validate_table,
+        write_table,
+    )
 
     settings = {item.path: item.value for item in map(parse_setting, options.settings)}
     overrides, of_model = split_overrides(settings, "--set")
@@ -274,10 +282,12 @@ def _validate(options: argparse.Namespace) -> None:
             "the table states the model", file="--set", key=f"model.{next(iter(of_model))}"
         )
     rows = list(validate_table(read_table(options.table), options.hardware, overrides))
+    groups = summarize(rows)
+    if [group.group for group in groups] == [OTHER_ROWS]:
+        raise ConfigError("no row is recognised", file=options.table, allowed=RECOGNISED)
     if options.output is not None:
         with atomic_output(options.output) as temporary:
             write_table(rows, temporary)
-    groups = summarize(rows)
     print(to_json([group.as_row() for group in groups]) if options.json else summary_text(groups))
     if options.max_mape is not None:
         worst = max((group.mean_absolute or 0.0 for group in groups), default=0.0)

@@ -116,7 +116,7 @@ def _lstm(hardware: Hardware, model: LstmModel, prediction: Prediction) -> list[
     lines = [
         *_summary(run.time, prediction),
         f"forward {_seconds(run.forward_time)}, backward with reduction and update"
-        f" {_seconds(run.backward_time)}; {run.batch} sequences on each replica",
+        f" {_seconds(run.backward_time)}; {_count(run.batch, 'sequence')} on each replica",
         _kernel_line(run.mapping),
         f"recurrent layers on each stage: {', '.join(map(str, run.stage_layers))}",
         "",
@@ -137,7 +137,7 @@ def _lstm(hardware: Hardware, model: LstmModel, prediction: Prediction) -> list[
         cut = "whole" if split.kind == "none" else f"{split.kind} {split.kp1} x {split.kp2}"
         lines += [
             "",
-            f"{name}, {cut}: {count} on this stage, {model.seq_len} time steps",
+            f"{name}, {cut}: {count} on this stage, {_count(model.seq_len, 'time step')}",
             _HEADER,
         ]
         runs = count * model.seq_len / run.time
@@ -151,7 +151,8 @@ def _training(hardware: Hardware, model: LlmModel, prediction: Prediction) -> li
     mapping, stage = run.mapping, run.stages[run.bottleneck]
     return [
         *_summary(run.time, prediction),
-        f"{mapping.num_devices} devices: tensor {mapping.tensor}, pipeline {mapping.pipeline},"
+        f"{_count(mapping.num_devices, 'device')}: tensor {mapping.tensor},"
+        f" pipeline {mapping.pipeline},"
         f" data {mapping.data}; {mapping.num_microbatches} microbatches of"
         f" {mapping.micro_batch_size} sequences, {mapping.schedule}, ZeRO {mapping.zero},"
         f" recompute {mapping.recompute}",
@@ -181,6 +182,8 @@ def _shares(time: float, stage: StageResult, number: int, stages: int) -> list[s
 
 def _groups(groups: Iterable[Group]) -> list[str]:
     lines = [_group_line(group) for group in groups if group.size > 1]
+    if not lines:
+        return []
     return ["", "Groups (rank order: tensor innermost, then data, then pipeline)", *lines]
 
 
@@ -196,7 +199,8 @@ def _memory(hardware: Hardware, stages: Iterable[StageResult]) -> list[str]:
 
 def _kernel_line(mapping: KernelMapping) -> str:
     return (
-        f"{mapping.num_devices} devices: kernel {mapping.kernel}, pipeline {mapping.pipeline},"
+        f"{_count(mapping.num_devices, 'device')}: kernel {mapping.kernel},"
+        f" pipeline {mapping.pipeline},"
         f" data {mapping.data}"
     )
 
@@ -252,9 +256,18 @@ def _describe(operator: Operator) -> str:
             heads = f"{operator.heads}/{operator.kv_heads} heads"
             return f"{operator.batch} x {operator.seq_len}, {heads} of {operator.head_dim}"
         case Elementwise():
-            return f"{_si(operator.bytes_moved)}B in {operator.kernels} kernels"
+            return f"{_si(operator.bytes_moved)}B{_kernels(operator.kernels)}"
         case Collective():
             return f"{operator.kind} {_si(operator.message_bytes)}B"
+
+
+def _kernels(number: int) -> str:
+    """Without any of its own, a step belongs to another kernel."""
+    return f" in {_count(number, 'kernel')}" if number else ""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _group_line(group: Group) -> str:

@@ -33,6 +33,8 @@ from deepflow.record import record
 from deepflow.workload.transformer import parameter_count
 
 HARDWARE_FILES = "configs/hardware-config/*.yaml"
+OTHER_ROWS = "other rows"
+RECOGNISED = "training runs, with run_type = train, and multiplications, with op = gemm"
 ADDED_COLUMNS = ("predicted", "error_percent", "not_predicted")
 PEAK_PRECISIONS = ("bfloat16", "float16", "bf16", "fp16")
 
@@ -75,11 +77,12 @@ class ValidatedRow:
 
     def as_row(self) -> dict[str, Any]:
         error = self.error_percent
-        return self.row | {
-            "predicted": "" if self.predicted is None else f"{self.predicted:.6g}",
-            "error_percent": "" if error is None else f"{error:.3f}",
-            "not_predicted": self.not_predicted,
-        }
+        added = (
+            "" if self.predicted is None else f"{self.predicted:.6g}",
+            "" if error is None else f"{error:.3f}",
+            self.not_predicted,
+        )
+        return self.row | dict(zip(ADDED_COLUMNS, added, strict=True))
 
 
 @record(frozen=True)
@@ -212,7 +215,7 @@ def _plain(name: str) -> str:
 
 
 def _validate(row: dict[str, str], machines: _Machines) -> ValidatedRow:
-    group, measured, predicted, reason = "other rows", None, None, ""
+    group, measured, predicted, reason = OTHER_ROWS, None, None, ""
     try:
         if row.get("op") == "gemm":
             group = f"{row.get('gpu') or row.get('hardware', '')} gemm {row.get('dtype', '')}"
@@ -227,7 +230,7 @@ def _validate(row: dict[str, str], machines: _Machines) -> ValidatedRow:
             value = getattr(_training(row, machines), metric.column)
             predicted = value * metric.scale
         else:
-            raise DeepFlowError("the columns describe neither a training run nor a GEMM")
+            raise DeepFlowError(f"not one of {RECOGNISED}")
     except DeepFlowError as error:
         reason = str(error)
     except (KeyError, ValueError) as error:

@@ -703,3 +703,11 @@ def test_the_schema_agrees_with_the_loader_on_good_and_bad_files():
 def test_there_is_no_schema_of_anything_else():
     with pytest.raises(ConfigError, match="hardware, model"):
         json_schema("hardwear")
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "a/b", "a\\b", "tab\there"])
+def test_names_that_no_table_can_show_are_refused(tmp_path, name):
+    path = tmp_path / "model.yaml"
+    path.write_text(f"model_param: {{mode: GEMM, M: 1, K: 1, N: 1, name: {json.dumps(name)}}}")
+    with pytest.raises(ConfigError, match="cannot be shown in tables"):
+        load_model_config(path)

@@ -69,7 +69,7 @@ def test_errors_are_signed_and_relative_to_the_measurement():
         (TRAINING | {"hidden": "wide"}, "wide"),
         (TRAINING | {"cp": "2"}, "cp = 2"),
         (GEMM | {"latency_us": "1", "dtype": "fp8"}, "fp8"),
-        ({"colour": "blue"}, "neither"),
+        ({"colour": "blue"}, "not one of"),
     ],
 )
 def test_a_row_that_cannot_be_predicted_says_why(row, reason):
@@ -173,3 +173,8 @@ def test_the_command_can_be_a_check(tmp_path, capsys):
     assert "exceeds --max-mape" in capsys.readouterr().err
     assert main(["validate", str(table), "--set", "model.seq_len=8"]) == 1
     assert "the table states the model" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_such_table_is_refused(capsys):
+    assert main(["validate", "configs/model-config/GEMM.yaml"]) == 1
+    assert "no row is recognised" in capsys.readouterr().err

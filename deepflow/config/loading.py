@@ -179,12 +179,25 @@ def load_hardware_config(
     _refuse_other_kind(data, file, wanted_model=False)
     with keys_as_written(written, overrides):
         config = build(HardwareConfig, data, file=file)
-        config = replace(config, file=file, name=config.name or Path(path).stem)
+        config = replace(config, file=file, name=_name_of(config.name, path))
         config = replace_paths(config, _with_consequences(config, {}))
         config = with_overrides(config, _canonical_overrides(config, overrides, file))
     for problem in budget_problems(config):
         warnings.warn(f"{file}: {problem}", DeepFlowWarning, stacklevel=2)
     return config
+
+
+def _name_of(given: str, path: str | Path) -> str:
+    """A configuration's name, which tables and plots show: by default its file's."""
+    if not given.isprintable() or "/" in given or "\\" in given:
+        raise ConfigError(
+            "cannot be shown in tables and plots",
+            file=str(path),
+            key="name",
+            value=given,
+            allowed="text on one line without slashes",
+        )
+    return given or Path(path).stem
 
 
 def load_model_config(
@@ -226,7 +239,7 @@ def load_model_config(
             allowed=modes,
         )
     config: ModelConfig = build(MODEL_MODES[mode], parameters, file=file, path="model_param")
-    config = replace(config, name=config.name or Path(path).stem)
+    config = replace(config, name=_name_of(config.name, path))
     config = replace_paths(config, _canonical_overrides(config, overrides, file))
     check_model(config, file)
     return config

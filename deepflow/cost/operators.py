@@ -51,7 +51,6 @@ class Cost:
 
 
 COST_FIELDS = tuple(item.name for item in fields(Cost))
-NOTHING = Cost()
 
 
 @dataclass(frozen=True, slots=True)

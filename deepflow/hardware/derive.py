@@ -111,10 +111,24 @@ def parallel_links(hardware: Hardware) -> dict[str, tuple[float, float]]:
 
 
 def require(config: HardwareConfig, key: str, value: Value | None) -> Value:
-    """``value``, or an error that names the file and the dotted key that lacks it."""
+    """``value``, or an error that names the file, the dotted key and what would replace it."""
     if value is None:
-        raise ConfigError("is needed to derive the hardware", file=config.file, key=key)
+        part = key.rpartition(".")[0]
+        stated = " and ".join(_STATED.get(part, ("size", "bandwidth")))
+        raise ConfigError(
+            f"is needed to derive the hardware, unless the file states {stated} there",
+            file=config.file,
+            key=key,
+        )
     return value
+
+
+# The keys that make a part's derivation superfluous, if not size and bandwidth.
+_STATED = {
+    "tech_param.core": ("num_bundles", "operating_frequency"),
+    "tech_param.network.intra_node": ("bandwidth",),
+    "tech_param.network.inter_node": ("bandwidth",),
+}
 
 
 def _require_positive(config: HardwareConfig, key: str, value: float | None) -> float:

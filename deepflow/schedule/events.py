@@ -43,7 +43,6 @@ class EventGraph:
     resources: list[int] = field(default_factory=list)
     children: list[list[int]] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
-    released: list[int] = field(default_factory=list)
 
     def node(self, kind: int, resource: int = UNLIMITED) -> int:
         """Adds a task and returns its number. Resources are numbered from 0."""
@@ -69,39 +68,23 @@ class EventGraph:
         self.children[parent].append(child)
         self.parents[child] += 1
 
-    def release(self, task: int) -> None:
-        """``task`` also waits for something outside, the next of the times given to ``run``."""
-        self.released.append(task)
-        self.parents[task] += 1
-
-    def run(self, durations: Sequence[float], releases: Sequence[float] = ()) -> Timeline:
+    def run(self, durations: Sequence[float]) -> Timeline:
         """Executes every task once; events of equal time in the order in which they started.
-
-        ``releases``: seconds, ascending, one for each call of ``release``; at equal times they
-        come after what happens inside.
 
         Raises:
             DeepFlowError: tasks wait for each other in a circle, so some can never run.
         """
         kinds, resources, children = self.kinds, self.resources, self.children
-        released, num_releases = self.released, len(self.released)
-        count, missing = len(kinds), list(self.parents)
-        lengths = [durations[kind] for kind in kinds]
+        count = len(kinds)
+        missing = list(self.parents)
         starts, ends = [0.0] * count, [0.0] * count
         busy = [False] * (max(resources, default=UNLIMITED) + 1)
         waiting: list[deque[int]] = [deque() for _ in busy]
         events: list[tuple[float, int, int]] = []
-        now, started, releasing = 0.0, 0, 0
-        # Tasks that lose one of the things that they wait for; roots wait for the beginning.
-        nearer: Sequence[int] = [task for task in range(count) if not missing[task]]
-        for task in nearer:
-            missing[task] = 1
+        now, started = 0.0, 0
+        new = [task for task in range(count) if not missing[task]]
         while True:
-            for task in nearer:
-                left = missing[task] - 1
-                missing[task] = left
-                if left:
-                    continue
+            for task in new:
                 resource = resources[task]
                 if resource >= 0:
                     if busy[resource]:
@@ -109,38 +92,25 @@ class EventGraph:
                         continue
                     busy[resource] = True
                 starts[task] = now
-                heappush(events, (now + lengths[task], started, task))
+                heappush(events, (now + durations[kinds[task]], started, task))
                 started += 1
-            if releasing < num_releases and (not events or releases[releasing] < events[0][0]):
-                now, nearer = releases[releasing], released[releasing : releasing + 1]
-                releasing += 1
-                continue
             if not events:
                 break
             now, _, done = heappop(events)
             ends[done] = now
-            nearer = children[done]
             resource = resources[done]
+            new = []
             if resource >= 0:
+                busy[resource] = False
                 if waiting[resource]:
                     # It became ready before anything that this event makes ready.
-                    task = waiting[resource].popleft()
-                    starts[task] = now
-                    heappush(events, (now + lengths[task], started, task))
-                    started += 1
-                else:
-                    busy[resource] = False
+                    new.append(waiting[resource].popleft())
+            for child in children[done]:
+                missing[child] -= 1
+                if not missing[child]:
+                    new.append(child)
         if started != count:
             raise DeepFlowError(
                 f"schedule deadlock: {count - started} of {count} tasks wait for each other"
             )
         return Timeline(tuple(starts), tuple(ends))
-
-
-def in_turn(arrivals: Sequence[float], duration: float) -> list[float]:
-    """Ends of tasks of one ``duration`` on one resource that serves them as they arrive."""
-    end, ends = 0.0, []
-    for arrival in arrivals:
-        end = (arrival if arrival > end else end) + duration
-        ends.append(end)
-    return ends

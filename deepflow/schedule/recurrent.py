@@ -11,8 +11,8 @@ each step on as soon as can be. It also fixes the order of all tasks, so that no
 slower by getting faster hardware: list scheduling, first ready first served, has such
 anomalies (Graham, 1969), in stages of three layers of up to two per cent.
 
-``events.py`` executes the grid stage by stage: nothing that a stage does in a pass matters to
-those that the pass has been through.
+Stages can therefore be scheduled one after another: each serves, step by step, what those
+before it in the pass hand on. ``events.py`` executes the last step, with reductions and updates.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from deepflow.mapping.kernel import (
 )
 from deepflow.mapping.parallelism import Group
 from deepflow.record import record
-from deepflow.schedule.events import EventGraph, Timeline, in_turn
+from deepflow.schedule.events import EventGraph
 from deepflow.schedule.training import StageResult
 from deepflow.workload.lstm import lstm_blocks, softmax_width
 from deepflow.workload.operators import Block, Collective, Operator
 
-# A larger event graph would take minutes and gigabytes.
+# More than this would take seconds, and is no model of today.
 MOST_CELLS = 2_000_000
 
 EMBEDDING, HIDDEN, OUTPUT = 0, 1, 2
@@ -93,12 +93,12 @@ class RecurrentRun:
 
 
 @record(frozen=True)
-class StageGraph:
-    """The tasks of one stage in one pass. ``cells[step]`` are those of a step, both in the order
-    of the pass. ``updates`` follow in the backward pass, one per position."""
+class LastStep:
+    """The tasks of a stage's last step in a pass: cells, reductions, updates, one of each per
+    position; no reductions and updates in the forward pass."""
 
     graph: EventGraph
-    cells: tuple[tuple[int, ...], ...]
+    last_cell: int
     updates: tuple[int, ...]
 
 
@@ -106,8 +106,8 @@ class StageGraph:
 class StagePass:
     """One stage in one pass, in seconds from the beginning of the pass.
 
-    ``passed_on``: when each step is done with the last position. ``exposed``: how long the
-    device waits for weight gradients after its last cell. ``end``: when all is done.
+    ``passed_on``: when the device is through with each step. ``exposed``: how long it then waits
+    for weight gradients. ``end``: when all is done.
     """
 
     passed_on: Sequence[float]
@@ -268,33 +268,25 @@ def _host_copies(costs: tuple[OperatorCost, ...]) -> tuple[OperatorCost, ...]:
 # --- The event graph ------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=64)
-def stage_graph(
-    num_layers: int, has_embedding: bool, has_output: bool, steps: int, is_backward: bool
-) -> StageGraph:
-    """The grid of one stage's layers and time steps in one pass.
+@lru_cache(maxsize=1024)
+def last_step(parts: tuple[int, ...], is_backward: bool) -> LastStep:
+    """A stage's ``parts``, in the order of the pass, one step, and what follows it.
 
-    Positions are embedding, recurrent layers, output (projection and softmax), backward in
-    reverse; the first waits for what another stage sends, if it has the part before.
+    Each part's gradient is reduced as soon as its cell has ended, one at a time; weights are
+    updated after the last cell.
     """
-    parts = [*[EMBEDDING] * has_embedding, *[HIDDEN] * num_layers, *[OUTPUT] * has_output]
-    if is_backward:
-        parts.reverse()
     graph = EventGraph()
-    cells = tuple(tuple(graph.node(_PASS + part, DEVICE) for part in parts) for _ in range(steps))
-    in_order = [cell for row in cells for cell in row]
-    for before, after in pairwise(in_order):
+    cells = [graph.node(_PASS + part, DEVICE) for part in parts]
+    for before, after in pairwise(cells):
         graph.edge(before, after)
-    if not (has_output if is_backward else has_embedding):
-        for row in cells:
-            graph.release(row[0])
     updates = []
-    if is_backward:
-        for part, last_cell in zip(parts, cells[-1], strict=True):
+    for part, cell in zip(parts, cells, strict=True):
+        if is_backward:
             updates.append(graph.node(_UPDATE + part, DEVICE))
-            graph.edge(last_cell, updates[-1], _REDUCTION + part, REPLICA_LINK)
-            graph.edge(in_order[-1], updates[-1])
-    return StageGraph(graph, cells, tuple(updates))
+            graph.edge(cell, updates[-1], _REDUCTION + part, REPLICA_LINK)
+            if cell != cells[-1]:
+                graph.edge(cells[-1], updates[-1])
+    return LastStep(graph, cells[-1], tuple(updates))
 
 
 def run_pass(
@@ -311,20 +303,29 @@ def run_pass(
     """
     last = len(stage_layers) - 1
     done: list[StagePass] = []
-    arrivals: Sequence[float] = ()
+    arrivals = [0.0] * steps
     for stage in range(last, -1, -1) if is_backward else range(last + 1):
-        graph = stage_graph(stage_layers[stage], stage == 0, stage == last, steps, is_backward)
-        done.append(_executed(graph, graph.graph.run(durations, arrivals)))
-        arrivals = in_turn(done[-1].passed_on, hop)
+        parts = [EMBEDDING] * (stage == 0)
+        parts += [HIDDEN] * stage_layers[stage] + [OUTPUT] * (stage == last)
+        if is_backward:
+            parts.reverse()
+        passed_on = in_turn(arrivals, sum(durations[_PASS + part] for part in parts))
+        step = last_step(tuple(parts), is_backward)
+        timeline = step.graph.run(durations)
+        after = timeline.time - timeline.ends[step.last_cell]
+        working = sum(timeline.ends[task] - timeline.starts[task] for task in step.updates)
+        done.append(StagePass(passed_on, max(0.0, after - working), passed_on[-1] + after))
+        arrivals = in_turn(passed_on, hop)
     return tuple(reversed(done) if is_backward else done)
 
 
-def _executed(graph: StageGraph, timeline: Timeline) -> StagePass:
-    starts, ends = timeline.starts, timeline.ends
-    passed_on = [ends[row[-1]] for row in graph.cells]
-    working = sum(ends[task] - starts[task] for task in graph.updates)
-    exposed = max(0.0, timeline.time - passed_on[-1] - working)
-    return StagePass(passed_on, exposed, timeline.time)
+def in_turn(arrivals: Sequence[float], duration: float) -> list[float]:
+    """Ends of tasks of one ``duration`` on one resource that serves them as they arrive, in s."""
+    end, ends = 0.0, []
+    for arrival in arrivals:
+        end = (arrival if arrival > end else end) + duration
+        ends.append(end)
+    return ends
 
 
 def _schedule(
@@ -359,17 +360,22 @@ def _schedule(
         )
         for is_backward, what in ((False, "forward"), (True, "backward"))
     ]
-    stages = len(stage_layers)
+    last = len(stage_layers) - 1
+    shares: dict[tuple[int, int, int], tuple[dict[str, Cost], MemoryUse]] = {}
     results = []
     for stage, count in enumerate(stage_layers):
-        counts = (int(stage == 0), count, int(stage == stages - 1))
-        summed = {
-            what: sum((one * times for one, times in zip(costs[what], counts, strict=True)), Cost())
-            for what in names
-        }
+        counts = (int(stage == 0), count, int(stage == last))
+        if counts not in shares:
+            summed = {
+                what: sum(
+                    (one * times for one, times in zip(costs[what], counts, strict=True)), Cost()
+                )
+                for what in names
+            }
+            shares[counts] = summed, stage_memory(hardware, model, mapping, batch, counts)
+        summed, memory = shares[counts]
         # Every stage but the last sends activations, every one but the first gradients.
-        sent = hops[0] * (stage < stages - 1) + hops[1] * (stage > 0)
-        memory = stage_memory(hardware, model, mapping, batch, counts)
+        sent = hops[0] * (stage < last) + hops[1] * (stage > 0)
         results.append(
             StageResult(
                 memory.weights / hardware.config.sw_param.precision,
