@@ -285,3 +285,19 @@ def test_a_slow_host_sets_the_pace_of_small_kernels_only():
         else:
             assert slow.time_s == pytest.approx(quick.time_s, rel=0.02)
         assert slow.time_gemm_s == quick.time_gemm_s
+
+
+def test_a_layout_places_transformers_on_a_mesh():
+    """Each dimension takes the derate and the hops of its own routes (B14)."""
+    layout = {"tensor": 4, "pipeline": 1, "micro_batch_size": 1}
+    flat = run_training(machine(devices_per_node=16, **layout), model()).mapping
+    placed = run_training(
+        machine(devices_per_node=16, **layout, **{"system_hierarchy.layout": "kp1-dp-lp-kp2"}),
+        model(),
+    ).mapping
+    assert placed.tensor_group.size == flat.tensor_group.size == 4
+    # The ring over a row of four closes through the row: each link carries it twice.
+    assert placed.tensor_group.intra_bandwidth == flat.tensor_group.intra_bandwidth / 2
+    assert placed.tensor_group.intra_latency > flat.tensor_group.intra_latency
+    with pytest.raises(InfeasiblePoint):
+        predict(machine(devices_per_node=8, **{"system_hierarchy.layout": "auto"}), model())

@@ -270,22 +270,6 @@ def layout_derates(config: HardwareConfig, degrees: Degrees, name: str) -> dict[
     }
 
 
-def with_layout(hardware: Hardware, degrees: Degrees) -> Hardware:
-    """``hardware`` with the derates and crossings of the layout that its file asks for.
-
-    The device itself stays: derates divide what its links offer. Without a layout, derates and
-    crossings are those of the file.
-
-    Raises:
-        InfeasiblePoint: nodes are not square, or the layout does not fit on them.
-    """
-    name = hardware.config.system_hierarchy.layout
-    if name == "none":
-        return hardware
-    derates = layout_derates(hardware.config, degrees, name)
-    return replace(hardware, config=with_overrides(hardware.config, derates))
-
-
 def _chosen_layout(config: HardwareConfig, degrees: Degrees, name: str) -> Layout:
     system = config.system_hierarchy
     wafer_dim = isqrt(system.num_devices_per_node)

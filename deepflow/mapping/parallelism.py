@@ -6,7 +6,7 @@ that the chattiest dimension stays inside a node.
 
 from __future__ import annotations
 
-from deepflow.config.hardware import Parallelism, SystemHierarchy
+from deepflow.config.hardware import PARALLEL_DIMENSIONS, Parallelism, SystemHierarchy
 from deepflow.config.model import LlmModel
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware, parallel_links
@@ -74,14 +74,11 @@ def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
     pipeline = asked.pipeline
     devices = system.num_devices_per_node * system.num_nodes
     data = _data_degree(asked, tensor, pipeline, devices, system)
+    seen = dict.fromkeys(PARALLEL_DIMENSIONS, hardware)
     if system.layout != "none":
-        from deepflow.mapping.layout import Degrees, with_layout
+        from deepflow.mapping.layout import Degrees, seen_by_dimension
 
-        kp1, kp2 = asked.kp1 or 1, asked.kp2 or 1
-        if kp1 * kp2 != tensor:
-            kp1, kp2 = tensor, 1
-        hardware = with_layout(hardware, Degrees(kp1, kp2, data, pipeline))
-        system = hardware.config.system_hierarchy
+        seen = seen_by_dimension(hardware, Degrees(tensor, 1, data, pipeline))
     _check_divides("model.num_heads", model.num_heads, "parallelism.tensor", tensor)
     _check_divides("the feed-forward width", model.feed_forward_dim, "parallelism.tensor", tensor)
     if model.kv_heads % tensor and tensor % model.kv_heads:
@@ -107,9 +104,9 @@ def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
         overlap_gradient_reduction=asked.overlap_gradient_reduction,
         gradient_bytes=asked.gradient_bytes,
         stage_layers=_stage_layers(model, pipeline, asked.stage_balance),
-        tensor_group=place_group(hardware, "tensor", tensor, 1, ("kp1", "kp2")),
-        data_group=place_group(hardware, "data", data, tensor, ("dp",)),
-        pipeline_hop=place_group(hardware, "pipeline", min(pipeline, 2), tensor * data, ("lp",)),
+        tensor_group=place_group(seen["kp1"], "tensor", tensor, 1, ("kp1", "kp2")),
+        data_group=place_group(seen["dp"], "data", data, tensor, ("dp",)),
+        pipeline_hop=place_group(seen["lp"], "pipeline", min(pipeline, 2), tensor * data, ("lp",)),
     )
 
 
