@@ -22,6 +22,9 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
+
 from deepflow.config.model import LstmModel
 from deepflow.cost.memory import MemoryUse
 from deepflow.cost.operators import Cost, OperatorCost, block_cost, operator_cost, total
@@ -45,6 +48,8 @@ from deepflow.schedule.events import EventGraph
 from deepflow.schedule.training import StageResult
 from deepflow.workload.lstm import lstm_blocks, softmax_width
 from deepflow.workload.operators import Block, Collective, Operator
+
+Times = npt.NDArray[np.float64]
 
 # More than this would take seconds, and is no model of today.
 MOST_CELLS = 2_000_000
@@ -110,7 +115,7 @@ class StagePass:
     for weight gradients. ``end``: when all is done.
     """
 
-    passed_on: Sequence[float]
+    passed_on: Times
     exposed: float
     end: float
 
@@ -303,7 +308,7 @@ def run_pass(
     """
     last = len(stage_layers) - 1
     done: list[StagePass] = []
-    arrivals = [0.0] * steps
+    arrivals = np.zeros(steps)
     for stage in range(last, -1, -1) if is_backward else range(last + 1):
         parts = [EMBEDDING] * (stage == 0)
         parts += [HIDDEN] * stage_layers[stage] + [OUTPUT] * (stage == last)
@@ -314,18 +319,20 @@ def run_pass(
         timeline = step.graph.run(durations)
         after = timeline.time - timeline.ends[step.last_cell]
         working = sum(timeline.ends[task] - timeline.starts[task] for task in step.updates)
-        done.append(StagePass(passed_on, max(0.0, after - working), passed_on[-1] + after))
+        done.append(StagePass(passed_on, max(0.0, after - working), float(passed_on[-1]) + after))
         arrivals = in_turn(passed_on, hop)
     return tuple(reversed(done) if is_backward else done)
 
 
-def in_turn(arrivals: Sequence[float], duration: float) -> list[float]:
-    """Ends of tasks of one ``duration`` on one resource that serves them as they arrive, in s."""
-    end, ends = 0.0, []
-    for arrival in arrivals:
-        end = (arrival if arrival > end else end) + duration
-        ends.append(end)
-    return ends
+def in_turn(arrivals: Times, duration: float) -> Times:
+    """Ends of tasks of one ``duration`` on one resource that serves them as they arrive, in s.
+
+    ``end[k] = max(arrival[k], end[k-1]) + duration``: the latest of all starts so far, each
+    followed by the tasks after it without a gap.
+    """
+    before = duration * np.arange(arrivals.size)
+    latest: Times = np.maximum.accumulate(arrivals - before)
+    return latest + before + duration
 
 
 def _schedule(
