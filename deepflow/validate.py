@@ -1,9 +1,11 @@
 """Predictions beside measurements: every row of a table, with its error.
 
 Rows are recognised by their columns. A training run states its model (``n_layers``, ``hidden``,
-``heads``, ...), layout (``tp``, ``pp``, ``dp``, ``micro_batch``, ...) and ``metric``; a matrix
-multiplication states ``op`` = gemm, ``m``, ``n``, ``k`` and ``dtype``. The machine is found by
-the ``hardware`` or ``gpu`` value among the names and aliases of the hardware files.
+``heads``, ...), layout (``tp``, ``pp``, ``dp``, ``micro_batch``, ...) and ``metric``. A kernel
+states ``op``: a multiplication (gemm: ``m``, ``n``, ``k``, ``dtype``), causal self-attention
+(attention_prefill: ``batch``, ``num_heads``, ``q_len``, ...) or a collective (``ranks``,
+``bytes``). The machine is found by the ``hardware``, ``gpu`` or ``node`` value among the names and
+aliases of the hardware files.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import io
 import statistics
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,27 @@ from deepflow.config import (
     read_yaml,
     with_overrides,
 )
-from deepflow.config.model import GemmModel, LlmModel
+from deepflow.config.model import LlmModel
+from deepflow.cost.operators import operator_cost
 from deepflow.errors import ConfigError, DeepFlowError
-from deepflow.hardware import derive_hardware
+from deepflow.hardware import Hardware, derive_hardware
+from deepflow.mapping.parallelism import Group, place_group
 from deepflow.prediction import Prediction, predict
 from deepflow.record import record
+from deepflow.workload.operators import Attention, Collective, Gemm, Operator
 from deepflow.workload.transformer import parameter_count
 
 HARDWARE_FILES = "configs/hardware-config/*.yaml"
 OTHER_ROWS = "other rows"
-RECOGNISED = "training runs, with run_type = train, and multiplications, with op = gemm"
+KERNELS = (
+    "gemm",
+    "attention_prefill",
+    "all_reduce",
+    "all_gather",
+    "reduce_scatter",
+    "send_recv",
+)
+RECOGNISED = f"training runs, with run_type = train, and kernels, with op = {', '.join(KERNELS)}"
 ADDED_COLUMNS = ("predicted", "error_percent", "not_predicted")
 PEAK_PRECISIONS = ("bfloat16", "float16", "bf16", "fp16")
 
@@ -55,6 +68,7 @@ TRAINING_METRICS = {
     "iteration_time": Metric("time_s"),
     "model_tflops_per_gpu": Metric("flops_per_second_per_device", 1e-12),
     "mfu": Metric("model_flops_utilization", 100.0),
+    "fits_in_memory": Metric("fits_in_memory"),
 }
 
 
@@ -70,8 +84,12 @@ class ValidatedRow:
 
     @property
     def error_percent(self) -> float | None:
-        """Signed, of the measured value."""
-        if self.predicted is None or not self.measured:
+        """Signed, of the measured value; of a yes (1) or no (0), the whole for a wrong answer."""
+        if self.predicted is None or self.measured is None:
+            return None
+        if metric_name(self.row) == "fits_in_memory":
+            return 100 * (self.predicted - self.measured)
+        if not self.measured:
             return None
         return 100 * (self.predicted / self.measured - 1)
 
@@ -217,14 +235,17 @@ def _plain(name: str) -> str:
 def _validate(row: dict[str, str], machines: _Machines) -> ValidatedRow:
     group, measured, predicted, reason = OTHER_ROWS, None, None, ""
     try:
-        if row.get("op") == "gemm":
-            group = f"{row.get('gpu') or row.get('hardware', '')} gemm {row.get('dtype', '')}"
-            measured = float(row["latency_us"])
-            predicted = _gemm_microseconds(row, machines)
+        if row.get("op") in KERNELS:
+            kind = row.get("dtype") or row.get("attn_dtype", "")
+            group = " ".join(
+                (_machine_name(row), row["op"], row.get("library", ""), kind, row.get("ranks", ""))
+            )
+            measured = _microseconds(row)
+            predicted = _kernel_microseconds(row, machines)
         elif row.get("run_type") == "train":
             group = f"{row.get('hardware', '')} {row.get('metric', '')}"
             measured = float(row["measured_value"])
-            metric = TRAINING_METRICS.get(row["metric"])
+            metric = TRAINING_METRICS.get(metric_name(row))
             if metric is None:
                 raise DeepFlowError(f"metric {row['metric']!r} is not predicted")
             value = getattr(_training(row, machines), metric.column)
@@ -238,14 +259,65 @@ def _validate(row: dict[str, str], machines: _Machines) -> ValidatedRow:
     return ValidatedRow(row, group, measured, predicted, reason)
 
 
-def _gemm_microseconds(row: Mapping[str, str], machines: _Machines) -> float:
-    if row["dtype"] not in PEAK_PRECISIONS:
-        raise DeepFlowError(f"no peak rate is known for dtype {row['dtype']!r}")
-    hardware = derive_hardware(machines.find(row.get("gpu") or row["hardware"], {}))
-    model = GemmModel(M=int(row["m"]), K=int(row["k"]), N=int(row["n"]))
-    time = predict(hardware, model).time_s
-    assert time is not None
-    return time * 1e6
+def metric_name(row: Mapping[str, str]) -> str:
+    """The metric without a remark in brackets, such as the meaning of 1 and 0."""
+    return row.get("metric", "").partition("(")[0]
+
+
+def _machine_name(row: Mapping[str, str]) -> str:
+    return row.get("gpu") or row.get("hardware") or row.get("node") or ""
+
+
+def _microseconds(row: Mapping[str, str]) -> float:
+    if "latency_us" in row:
+        return float(row["latency_us"])
+    if row["unit"] != "us":
+        raise DeepFlowError(f"the unit of latency is {row['unit']!r}, not us")
+    return float(row["latency"])
+
+
+def _kernel_microseconds(row: Mapping[str, str], machines: _Machines) -> float:
+    hardware = derive_hardware(machines.find(_machine_name(row), {}))
+    groups: dict[str, Group] = {}
+    operator: Operator
+    if row["op"] == "gemm":
+        _check_precision(row["dtype"])
+        operator = Gemm("gemm", int(row["m"]), int(row["k"]), int(row["n"]))
+    elif row["op"] == "attention_prefill":
+        _check_precision(row["attn_dtype"])
+        _check_precision(row.get("kv_cache_dtype") or row["attn_dtype"])
+        if int(row.get("window_size") or 0) or row["q_len"] != row["kv_len"]:
+            raise DeepFlowError("only attention over the whole sequence is modelled")
+        sizes = ("batch", "num_heads", "num_kv_heads", "q_len", "head_dim")
+        operator = Attention("attention", *(int(row[name]) for name in sizes))
+    else:
+        operator, groups = _collective(row, hardware)
+    return operator_cost(operator, hardware, groups).cost.time * 1e6
+
+
+def _collective(row: Mapping[str, str], hardware: Hardware) -> tuple[Collective, dict[str, Group]]:
+    """The row's collective, over neighbouring ranks that fill one node before the next."""
+    if row.get("library", "nccl") != "nccl":
+        raise DeepFlowError(f"library {row['library']!r} is not modelled")
+    ranks = int(row["ranks"])
+    if row.get("devices_per_node"):
+        hardware = replace(
+            hardware,
+            config=with_overrides(
+                hardware.config,
+                {"system_hierarchy.num_devices_per_node": int(row["devices_per_node"])},
+            ),
+        )
+    elif ranks > hardware.config.system_hierarchy.num_devices_per_node:
+        raise DeepFlowError(f"{ranks} ranks are more than a node has; devices_per_node is missing")
+    kind = "send" if row["op"] == "send_recv" else row["op"]
+    group = place_group(hardware, "ranks", ranks, 1, ())
+    return Collective(row["op"], kind, "ranks", float(row["bytes"])), {"ranks": group}
+
+
+def _check_precision(dtype: str) -> None:
+    if dtype not in PEAK_PRECISIONS:
+        raise DeepFlowError(f"kernels of dtype {dtype!r} are not predicted")
 
 
 def _training(row: Mapping[str, str], machines: _Machines) -> Prediction:
@@ -276,7 +348,7 @@ def _training(row: Mapping[str, str], machines: _Machines) -> Prediction:
 
 
 def _model(row: Mapping[str, str]) -> LlmModel:
-    """The row's model; a gate in the feed-forward layer is told by the parameter count."""
+    """The row's model; the parameter count, if there is one, tells whether there is a gate."""
 
     def build(activation: str) -> LlmModel:
         return LlmModel(
@@ -295,6 +367,8 @@ def _model(row: Mapping[str, str]) -> LlmModel:
             name=row.get("model", ""),
         )
 
+    if not row.get("params"):
+        return build("swiglu")
     stated = float(row["params"])
     return min(
         (build("swiglu"), build("gelu")), key=lambda model: abs(parameter_count(model) - stated)

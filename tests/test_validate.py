@@ -178,3 +178,65 @@ def test_the_command_can_be_a_check(tmp_path, capsys):
 def test_a_file_that_is_no_such_table_is_refused(capsys):
     assert main(["validate", "configs/model-config/GEMM.yaml"]) == 1
     assert "no row is recognised" in capsys.readouterr().err
+
+
+ATTENTION = {
+    "gpu": "h100_sxm",
+    "op": "attention_prefill",
+    "attn_dtype": "bfloat16",
+    "batch": "4",
+    "num_heads": "32",
+    "num_kv_heads": "8",
+    "head_dim": "128",
+    "window_size": "0",
+    "q_len": "8192",
+    "kv_len": "8192",
+    "latency_us": "2000",
+}
+COLLECTIVE = {
+    "gpu": "h100_sxm",
+    "op": "all_reduce",
+    "library": "nccl",
+    "ranks": "8",
+    "bytes": str(2**28),
+    "latency_us": "1000",
+}
+
+
+def test_attention_and_collectives_are_kernels_too():
+    twice = one(ATTENTION | {"batch": "8"}).predicted
+    assert twice == pytest.approx(2 * one(ATTENTION).predicted, rel=0.01)
+    ring = 2 * 7 / 8 * 2**28 / (450e9 * 0.729)
+    assert one(COLLECTIVE).predicted == pytest.approx(ring * 1e6, rel=0.05)
+    apart = one(COLLECTIVE | {"node": "h100_dgx", "devices_per_node": "1", "ranks": "2"})
+    assert apart.predicted > 2 / 2 * 2**28 / 50e9 * 1e6
+    milli = {name: value for name, value in COLLECTIVE.items() if name != "latency_us"}
+    assert "not us" in one(milli | {"latency": "1", "unit": "ms"}).not_predicted
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (ATTENTION | {"window_size": "128"}, "whole sequence"),
+        (ATTENTION | {"attn_dtype": "fp8"}, "fp8"),
+        (COLLECTIVE | {"library": "custom_allreduce"}, "custom_allreduce"),
+        (COLLECTIVE | {"ranks": "64"}, "devices_per_node"),
+    ],
+)
+def test_kernels_that_are_not_modelled_say_so(row, reason):
+    assert reason in one(row).not_predicted and one(row).predicted is None
+
+
+@pytest.mark.parametrize(("micro_batch", "answer"), [("1", "1"), ("64", "0")])
+def test_whether_it_fits_is_right_or_wrong(micro_batch, answer):
+    run = TRAINING | {
+        "metric": "fits_in_memory(1=ran,0=OOM)",
+        "micro_batch": micro_batch,
+        "global_batch": "256",
+        "params": "",
+    }
+    right, wrong = (
+        one(run | {"measured_value": answer}),
+        one(run | {"measured_value": str(1 - int(answer))}),
+    )
+    assert right.error_percent == 0 and abs(wrong.error_percent) == 100
