@@ -1,5 +1,7 @@
 """Training predictions obey arithmetic and physics."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -259,6 +261,15 @@ def test_collectives_stay_above_the_bandwidth_bound(kind, intra, inter, message)
     slowest = max(cost.intra_bytes / 300e9, cost.inter_bytes / 25e9)
     assert cost.time >= slowest
     assert cost.time - slowest == pytest.approx(passes * ((intra - 1) * 1e-6 + (inter - 1) * 5e-6))
+
+
+def test_filling_the_pipeline_costs_short_messages_half_and_long_ones_a_constant():
+    plain = Group("data", 8, 8, 1, 300e9, 1e-6, 0.0, 0.0)
+    filled = replace(plain, intra_fill=20e-6)
+    for message in (1e3, 1e6, 1e8, 1e10):
+        transfer = collective_cost("all_gather", message, plain).time - 7e-6
+        added = collective_cost("all_gather", message, filled).time - 7e-6 - transfer
+        assert added == pytest.approx(min(transfer / 2, 20e-6), abs=1e-12)
 
 
 def test_a_single_node_all_reduce_is_the_ring_formula():

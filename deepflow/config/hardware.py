@@ -260,6 +260,13 @@ class LinkTechnology:
     """A device's links to others, within a node or between nodes."""
 
     latency: float = option("latency of a message", unit="s", minimum=0, plausible=(0, 1e-1))
+    pipeline_fill: float = option(
+        "time to fill a collective's pipeline of chunks; half the transfer if that is less",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-1),
+    )
     bandwidth: float | None = option(
         "bandwidth of a device into this network, each direction"
         " (default: links that area, edge and power allow)",

@@ -4,7 +4,9 @@ Ring algorithms (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 
 ranks, S bytes, bandwidth B and latency l, all_gather and reduce_scatter take n-1 steps of S/n
 bytes, all_reduce twice as many. A group that spans nodes runs one ring per local rank between
 nodes, on S/intra_size bytes each, beside the ring within the node; chunks are pipelined
-through both, so the slower one sets the bandwidth term while the latencies add up.
+through both, so the slower one sets the bandwidth term while the latencies add up. Before the
+first chunk has gone round the ring, its links are not all busy: that costs the link's
+``pipeline_fill``, or half of the bandwidth term for messages too short to fill it.
 """
 
 from __future__ import annotations
@@ -48,9 +50,10 @@ def collective_cost(kind: str, message_bytes: float, group: Group) -> Collective
     intra, inter = group.intra_size, group.inter_size
     intra_bytes = passes * (intra - 1) / intra * message_bytes
     inter_bytes = passes * (inter - 1) / inter * message_bytes / intra
-    bandwidth_time = max(
-        intra_bytes / group.intra_bandwidth if intra > 1 else 0.0,
-        inter_bytes / group.inter_bandwidth if inter > 1 else 0.0,
+    bandwidth_time, fill = max(
+        (intra_bytes / group.intra_bandwidth if intra > 1 else 0.0, group.intra_fill),
+        (inter_bytes / group.inter_bandwidth if inter > 1 else 0.0, group.inter_fill),
     )
+    bandwidth_time += min(fill, bandwidth_time / 2)
     latency = passes * ((intra - 1) * group.intra_latency + (inter - 1) * group.inter_latency)
     return CollectiveCost(bandwidth_time + latency, intra_bytes, inter_bytes)

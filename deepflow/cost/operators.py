@@ -114,8 +114,13 @@ def operator_cost(
         case Collective():
             group = groups[operator.group]
             sent = collective_cost(operator.kind, operator.message_bytes, group)
+            copied = 0.0
+            if sent.time and operator.kind in ("all_gather", "reduce_scatter"):
+                # A rank's own part is read from one buffer and written to the other.
+                copied = 2 * operator.message_bytes / group.size
             cost = Cost(
-                communication=sent.time,
+                communication=sent.time + roofline_time(accelerator, 0.0, copied),
+                dram_bytes=copied,
                 # A send belongs to the kernel that made its data.
                 launch=launch if sent.time and operator.kind != "send" else 0.0,
                 intra_node_bytes=sent.intra_bytes,

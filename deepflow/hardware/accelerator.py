@@ -75,6 +75,7 @@ class Link:
     operating_voltage: float | None  # V
     operating_frequency: float | None  # bit/s of one link
     energy_per_bit: float | None  # J/bit
+    pipeline_fill: float = 0.0  # s, of a collective
 
 
 class RooflineLimits(NamedTuple):

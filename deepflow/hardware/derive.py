@@ -497,7 +497,7 @@ def _link(config: HardwareConfig, network: str, directions: int) -> Link:
     energy = technology.nominal_energy_per_link
     if technology.bandwidth is not None:
         usable = technology.bandwidth * technology.util
-        return Link(usable, technology.latency, None, None, None, energy)
+        return Link(usable, technology.latency, None, None, None, energy, technology.pipeline_fill)
     area = float(getattr(config.area_breakdown.network, network))
     edge = float(getattr(config.perimeter_breakdown, network)) * _edge(config)
     if area == 0 or edge == 0:
@@ -519,4 +519,5 @@ def _link(config: HardwareConfig, network: str, directions: int) -> Link:
         operating_voltage=voltage,
         operating_frequency=clock,
         energy_per_bit=energy * (voltage / supply.nominal) ** 2 if voltage else energy,
+        pipeline_fill=technology.pipeline_fill,
     )

@@ -19,7 +19,8 @@ class Group:
     """Ranks that communicate with each other, and the links between them.
 
     ``size`` ranks: ``intra_size`` of them within each of ``inter_size`` nodes. Bandwidths are
-    bytes/s of one rank in each direction, latencies seconds per message.
+    bytes/s of one rank in each direction, latencies seconds per message, fills seconds per
+    collective.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Group:
     intra_latency: float
     inter_bandwidth: float
     inter_latency: float
+    intra_fill: float = 0.0
+    inter_fill: float = 0.0
 
 
 @record(frozen=True)
@@ -241,4 +244,6 @@ def place_group(
         intra.latency,
         inter_bandwidth,
         inter.latency,
+        intra.pipeline_fill,
+        inter.pipeline_fill,
     )
