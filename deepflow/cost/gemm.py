@@ -152,11 +152,15 @@ def compute_seconds(limits: RooflineLimits, m: int, k: int, n: int, precision: f
     best = math.inf
     for rows, columns, achieved in BLOCKS:
         blocks = -(-m // rows) * -(-n // columns)
+        least = 2.0 * m * k * n / (limits.usable_flops * achieved)
         block_rate = bundle_rate * achieved / (2 * rows * columns)
         for parts in INNER_PARTS:
+            adding_up = partial_sums * parts if parts > 1 else 0.0
+            if least + adding_up >= best:
+                break  # More parts only add up more.
             waves = -(-blocks * parts // limits.num_bundles)
             depth = -(-k // (parts * BLOCK_DEPTH)) * BLOCK_DEPTH
-            time = waves * depth / block_rate + (partial_sums * parts if parts > 1 else 0.0)
+            time = waves * depth / block_rate + adding_up
             if time < best:
                 best = time
     return best + written
