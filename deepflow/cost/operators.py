@@ -15,14 +15,20 @@ from deepflow.cost.gemm import gemm_cost
 from deepflow.cost.roofline import roofline_time
 from deepflow.hardware import Hardware
 from deepflow.mapping.parallelism import Group
-from deepflow.workload.operators import Attention, Block, Collective, Elementwise, Gemm, Operator
-
-FORWARD_PASSES = 2
+from deepflow.workload.operators import (
+    FORWARD_PASSES,
+    Attention,
+    Block,
+    Collective,
+    Elementwise,
+    Gemm,
+    Operator,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What running something once on one device takes. Times in seconds, energy in joules.
+    """What running something once on one device takes. Times in seconds.
 
     The five times are disjoint and add up to ``time``; ``communication`` is time in which
     the device waits for its tensor group.

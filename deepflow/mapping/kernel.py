@@ -203,7 +203,7 @@ def shard_product(block: Block, layer: str, split: KernelSplit, precision: float
     shard, communication = _forward_product(product, layer, split, precision)
     rows, columns = split.outputs(product.m, product.n)
     share = rows * columns / (product.m * product.n)
-    steps = tuple(_scaled(item, share) for item in block.operators if isinstance(item, Elementwise))
+    steps = tuple(item.scaled(share) for item in block.operators if isinstance(item, Elementwise))
     into = replace(block, operators=steps)
     return RankBlocks(
         replace(block, operators=(shard, *communication, *steps)),
@@ -273,7 +273,7 @@ def shard_embedding(
     lookup = block.operators
     if split.kind == "RC":
         share = rows * columns / (batch * width)
-        lookup = tuple(_scaled(item, share) for item in lookup if isinstance(item, Elementwise))
+        lookup = tuple(item.scaled(share) for item in lookup if isinstance(item, Elementwise))
     forward: tuple[Operator, ...] = (
         Collective("host_copy", "send", "host", 2.0 * precision * rows * columns),
         *lookup,
@@ -408,13 +408,4 @@ def _backward_product(
         ),
         Gemm(f"{name}.weight_gradient", first, m, columns),
         Gemm(f"{name}.input_gradient", rows, n, second),
-    )
-
-
-def _scaled(operator: Elementwise, share: float) -> Elementwise:
-    return replace(
-        operator,
-        bytes_moved=operator.bytes_moved * share,
-        flops=operator.flops * share,
-        gradient_bytes=operator.gradient_bytes * share,
     )

@@ -40,7 +40,7 @@ class TrainingMapping:
     """A transformer's training step laid out on a machine.
 
     ``stage_layers[s]`` layers run on stage ``s``; the first stage also holds the embedding,
-    the last one the head. ``stage_hop[s]`` is the pair of ranks between stage s and s+1.
+    the last one the head. ``pipeline_hop`` is a pair of ranks of neighbouring stages.
     """
 
     tensor: int

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from deepflow.mapping.parallelism import TrainingMapping
 from deepflow.workload.operators import (
+    FP32,
     Attention,
     Block,
     Collective,
@@ -20,8 +21,6 @@ from deepflow.workload.operators import (
     Gemm,
     Operator,
 )
-
-FP32 = 4
 
 
 def shard_block(block: Block, mapping: TrainingMapping, precision: float) -> Block:
@@ -99,17 +98,8 @@ def _shard(operator: Operator, ranks: int, by_sequence: bool) -> Operator:
                 kv_heads=max(1, operator.kv_heads // ranks),
             )
         case Elementwise(cut=Cut.FEATURE):
-            return _scaled(operator, ranks)
+            return operator.scaled(1 / ranks)
         case Elementwise(cut=Cut.SEQUENCE) if by_sequence:
-            return _scaled(operator, ranks)
+            return operator.scaled(1 / ranks)
         case _:
             return operator
-
-
-def _scaled(operator: Elementwise, ranks: int) -> Elementwise:
-    return replace(
-        operator,
-        bytes_moved=operator.bytes_moved / ranks,
-        flops=operator.flops / ranks,
-        gradient_bytes=operator.gradient_bytes / ranks,
-    )

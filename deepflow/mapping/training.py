@@ -9,10 +9,8 @@ from deepflow.hardware import Hardware
 from deepflow.mapping.parallelism import TrainingMapping
 from deepflow.mapping.tensor import shard_block
 from deepflow.record import record
-from deepflow.workload.operators import Block, Collective, Elementwise, backward
+from deepflow.workload.operators import FP32, Block, Collective, Elementwise, backward
 from deepflow.workload.transformer import transformer_blocks
-
-FP32 = 4
 
 
 @record(frozen=True)

@@ -45,7 +45,7 @@ from deepflow.mapping.kernel import (
 from deepflow.mapping.parallelism import Group
 from deepflow.record import record
 from deepflow.schedule.events import EventGraph
-from deepflow.schedule.training import StageResult
+from deepflow.schedule.training import StageResult, busiest
 from deepflow.workload.lstm import lstm_blocks, softmax_width
 from deepflow.workload.operators import Block, Collective, Operator
 
@@ -94,7 +94,7 @@ class RecurrentRun:
     @property
     def bottleneck(self) -> int:
         """The stage whose device works longest."""
-        return max(range(len(self.stages)), key=lambda stage: self.stages[stage].compute.time)
+        return busiest(self.stages)
 
 
 @record(frozen=True)

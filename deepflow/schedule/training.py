@@ -6,6 +6,8 @@ and ``deepflow.explain`` shows it in words.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from deepflow.config.model import LlmModel
 from deepflow.cost.memory import MemoryUse, stage_memory, stage_parameters
 from deepflow.cost.operators import Cost, OperatorCost, block_cost, operator_cost, total
@@ -67,7 +69,12 @@ class TrainingRun:
     @property
     def bottleneck(self) -> int:
         """The stage whose device works longest."""
-        return max(range(len(self.stages)), key=lambda stage: self.stages[stage].compute.time)
+        return busiest(self.stages)
+
+
+def busiest(stages: Sequence[StageResult]) -> int:
+    """Number of the stage whose device works longest."""
+    return max(range(len(stages)), key=lambda stage: stages[stage].compute.time)
 
 
 def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:

@@ -17,8 +17,13 @@ Operators say how tensor parallelism may cut them (``Cut``):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+
+FP32 = 4  # bytes
+
+# Score-sized matrix products of fused attention; backward, the scores are computed again.
+FORWARD_PASSES, BACKWARD_PASSES = 2, 5
 
 
 class Cut(Enum):
@@ -51,8 +56,7 @@ class Attention:
 
     The fused kernel (FlashAttention, arXiv 2205.14135 and 2307.08691) keeps the score matrix
     on chip, so memory traffic is queries, keys, values and outputs only. ``passes`` is the
-    number of score-sized matrix products: 2 forward; 5 backward, because the scores are
-    computed again.
+    number of score-sized matrix products.
     """
 
     name: str
@@ -61,7 +65,7 @@ class Attention:
     kv_heads: int
     seq_len: int
     head_dim: int
-    passes: int = 2
+    passes: int = FORWARD_PASSES
 
     @property
     def flops(self) -> float:
@@ -83,7 +87,7 @@ class Attention:
         queries = self.batch * self.seq_len * self.heads * self.head_dim
         keys = self.batch * self.seq_len * self.kv_heads * self.head_dim
         once = 2.0 * queries + 2.0 * keys
-        return once if self.passes == 2 else 2.0 * once + queries
+        return once if self.passes == FORWARD_PASSES else 2.0 * once + queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,15 @@ class Elementwise:
     gradient_kernels: int = 0
     cut: Cut = Cut.WHOLE
     output_elements: float = 0.0
+
+    def scaled(self, share: float) -> Elementwise:
+        """A rank's ``share`` of the work, in as many kernels."""
+        return replace(
+            self,
+            bytes_moved=self.bytes_moved * share,
+            flops=self.flops * share,
+            gradient_bytes=self.gradient_bytes * share,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +179,7 @@ def backward(block: Block) -> Block:
                         operator.kv_heads,
                         operator.seq_len,
                         operator.head_dim,
-                        passes=5,
+                        passes=BACKWARD_PASSES,
                     )
                 )
             case Elementwise():

@@ -9,12 +9,11 @@ position embedding.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from deepflow.config.model import LlmModel
 from deepflow.record import record
-from deepflow.workload.operators import Attention, Block, Cut, Elementwise, Gemm, Operator
-
-FP32 = 4
+from deepflow.workload.operators import FP32, Attention, Block, Cut, Elementwise, Gemm, Operator
 
 
 @record(frozen=True)
@@ -171,9 +170,15 @@ def transformer_blocks(
     return TransformerBlocks(embedding, layer, head)
 
 
+@lru_cache(maxsize=256)
+def _unsharded(model: LlmModel) -> TransformerBlocks:
+    """The blocks for what is counted per model, whatever the batch and the number format."""
+    return transformer_blocks(model, 1, 2, "fused")
+
+
 def parameter_count(model: LlmModel) -> float:
     """Parameters of the whole model; a tied output matrix is counted once."""
-    blocks = transformer_blocks(model, 1, 2, "fused")
+    blocks = _unsharded(model)
     total = sum(
         times * (block.parameters + block.replicated_parameters)
         for block, times in (
@@ -187,7 +192,7 @@ def parameter_count(model: LlmModel) -> float:
 
 def multiply_accumulates_per_token(model: LlmModel) -> tuple[float, float]:
     """Work of one layer and of the head on one token, forward, attention without causality."""
-    blocks = transformer_blocks(model, 1, 2, "fused")
+    blocks = _unsharded(model)
     attention = 2.0 * model.num_heads * model.head_width * model.seq_len
     return blocks.layer.parameters + attention, blocks.head.parameters
 
