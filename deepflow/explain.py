@@ -9,7 +9,7 @@ from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig
 from deepflow.cost.gemm import gemm_cost
 from deepflow.cost.operators import OperatorCost
 from deepflow.hardware import Hardware
-from deepflow.mapping.parallelism import Group
+from deepflow.mapping.groups import Group
 from deepflow.prediction import Prediction, predict, time_by_class
 from deepflow.schedule.training import StageResult, TrainingRun, run_training
 from deepflow.workload.operators import Attention, Collective, Elementwise, Gemm, Operator

@@ -31,7 +31,7 @@ from deepflow.config.model import LlmModel
 from deepflow.cost.operators import operator_cost
 from deepflow.errors import ConfigError, DeepFlowError
 from deepflow.hardware import Hardware, derive_hardware
-from deepflow.mapping.parallelism import Group, place_group
+from deepflow.mapping.groups import Group, place_group
 from deepflow.prediction import Prediction, predict
 from deepflow.record import record
 from deepflow.workload.operators import Attention, Collective, Gemm, Operator

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from deepflow.hardware import Accelerator, Hardware, load_hardware
-from deepflow.mapping.parallelism import Group
+from deepflow.mapping.groups import Group
 from deepflow.workload.operators import Collective, Elementwise, Gemm
 from tests.reference_model import reference_gemm
 

@@ -14,8 +14,8 @@ from deepflow.cost.operators import total
 from deepflow.errors import InfeasiblePoint
 from deepflow.explain import explain
 from deepflow.hardware import load_hardware
+from deepflow.mapping.groups import Group
 from deepflow.mapping.kernel import KernelSplit, regather, shard_product
-from deepflow.mapping.parallelism import Group
 from deepflow.prediction import TIME_COLUMNS, predict
 from deepflow.schedule.gemm import run_gemm
 from deepflow.workload.operators import Block, Collective, Gemm

@@ -14,8 +14,8 @@ from deepflow.cost.roofline import roofline_time
 from deepflow.errors import InfeasiblePoint
 from deepflow.explain import explain
 from deepflow.hardware import load_hardware
+from deepflow.mapping.groups import Group
 from deepflow.mapping.kernel import KernelMapping, KernelSplit, ceil_div, map_kernels
-from deepflow.mapping.parallelism import Group
 from deepflow.prediction import TIME_COLUMNS, predict
 from deepflow.schedule.recurrent import place_layers, rank_blocks, run_recurrent, stage_memory
 from deepflow.workload.lstm import model_flops, parameter_count

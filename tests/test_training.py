@@ -10,7 +10,7 @@ from deepflow.config import load_model_config
 from deepflow.cost.collectives import collective_cost
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import load_hardware
-from deepflow.mapping.parallelism import Group
+from deepflow.mapping.groups import Group
 from deepflow.prediction import TIME_COLUMNS, predict
 from deepflow.schedule.training import run_training
 from deepflow.workload.operators import Attention, Gemm

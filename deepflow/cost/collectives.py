@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepflow.mapping.parallelism import Group
+from deepflow.mapping.groups import Group
 
 # Passes over the buffer: all_reduce = reduce_scatter + all_gather.
 RING_PASSES = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2}

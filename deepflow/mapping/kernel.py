@@ -24,7 +24,7 @@ from dataclasses import replace
 from deepflow.config.hardware import PARALLEL_DIMENSIONS, Parallelism
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
-from deepflow.mapping.parallelism import Group, place_group
+from deepflow.mapping.groups import Group, place_group
 from deepflow.record import record
 from deepflow.workload.lstm import GATE_TRANSFERS
 from deepflow.workload.operators import (

@@ -30,6 +30,7 @@ from deepflow.cost.memory import MemoryUse
 from deepflow.cost.operators import Cost, OperatorCost, block_cost, operator_cost, total
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
+from deepflow.mapping.groups import Group
 from deepflow.mapping.kernel import (
     KernelMapping,
     RankBlocks,
@@ -42,7 +43,6 @@ from deepflow.mapping.kernel import (
     shard_product,
     shard_softmax,
 )
-from deepflow.mapping.parallelism import Group
 from deepflow.record import record
 from deepflow.schedule.events import EventGraph
 from deepflow.schedule.training import StageResult, busiest

@@ -12,7 +12,8 @@ from deepflow.config.model import LlmModel
 from deepflow.cost.memory import MemoryUse, stage_memory, stage_parameters
 from deepflow.cost.operators import Cost, OperatorCost, block_cost, operator_cost, total
 from deepflow.hardware import Hardware
-from deepflow.mapping.parallelism import Group, TrainingMapping, map_training
+from deepflow.mapping.groups import Group
+from deepflow.mapping.parallelism import TrainingMapping, map_training
 from deepflow.mapping.training import TrainingStep, training_step, update_block
 from deepflow.record import record
 from deepflow.schedule import pipeline
