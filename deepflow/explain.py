@@ -12,7 +12,14 @@ from deepflow.hardware import Hardware
 from deepflow.mapping.groups import Group
 from deepflow.prediction import Prediction, predict, time_by_class
 from deepflow.schedule.training import StageResult, TrainingRun, run_training
-from deepflow.workload.operators import Attention, Collective, Elementwise, Gemm, Operator
+from deepflow.workload.operators import (
+    Attention,
+    Collective,
+    Elementwise,
+    Gemm,
+    GroupedGemm,
+    Operator,
+)
 
 if TYPE_CHECKING:
     from deepflow.mapping.kernel import KernelMapping
@@ -251,10 +258,14 @@ def _operators(costs: Iterable[OperatorCost], runs_per_second: float) -> list[st
 def _describe(operator: Operator) -> str:
     match operator:
         case Gemm():
-            return _shape((operator.m, operator.k, operator.n))
+            times = f"{operator.batch} times " if operator.batch > 1 else ""
+            return times + _shape((operator.m, operator.k, operator.n))
+        case GroupedGemm():
+            shape = _shape((round(operator.rows), operator.k, operator.n))
+            return f"{shape} over {_count(operator.experts, 'expert')}"
         case Attention():
             heads = f"{operator.heads}/{operator.kv_heads} heads"
-            return f"{operator.batch} x {operator.seq_len}, {heads} of {operator.head_dim}"
+            return f"{operator.batch} x {operator.query_len}, {heads} of {operator.head_dim}"
         case Elementwise():
             return f"{_si(operator.bytes_moved)}B{_kernels(operator.kernels)}"
         case Collective():

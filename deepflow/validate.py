@@ -288,8 +288,9 @@ def _kernel_microseconds(row: Mapping[str, str], machines: _Machines) -> float:
         _check_precision(row.get("kv_cache_dtype") or row["attn_dtype"])
         if int(row.get("window_size") or 0) or row["q_len"] != row["kv_len"]:
             raise DeepFlowError("only attention over the whole sequence is modelled")
-        sizes = ("batch", "num_heads", "num_kv_heads", "q_len", "head_dim")
-        operator = Attention("attention", *(int(row[name]) for name in sizes))
+        sizes = ("batch", "num_heads", "num_kv_heads", "q_len", "kv_len", "head_dim", "head_dim")
+        b, heads, kv_heads, q_len, kv_len, width, _ = (int(row[name]) for name in sizes)
+        operator = Attention("attention", b, heads, kv_heads, q_len, kv_len, width, width)
     else:
         operator, groups = _collective(row, hardware)
     return operator_cost(operator, hardware, groups).cost.time * 1e6

@@ -19,7 +19,7 @@ def attention_compute_time(operator: Attention, hardware: Hardware) -> float:
     per_cycle = hardware.config.tech_param.core.special_functions_per_cycle
     time = operator.flops / core.attention_flops
     if per_cycle is not None:
-        # The forward pass needs one exponential for the 4 head_dim FLOP of a score.
-        exponentials = operator.flops / (4 * operator.head_dim)
+        # The forward pass needs one exponential for the products of a score.
+        exponentials = operator.flops / (2 * (operator.head_dim + operator.value_dim))
         time += exponentials / (per_cycle * core.num_bundles * core.operating_frequency)
     return time if operator.passes == FORWARD_PASSES else time * 73 / 63

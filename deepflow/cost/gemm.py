@@ -89,8 +89,10 @@ class GemmCost:
     bound: str
 
 
-def gemm_cost(accelerator: Accelerator, m: int, k: int, n: int, precision: float) -> GemmCost:
-    """Cost of C[m, n] = A[m, k] B[k, n] with elements of ``precision`` bytes.
+def gemm_cost(
+    accelerator: Accelerator, m: int, k: int, n: int, precision: float, batch: int = 1
+) -> GemmCost:
+    """Cost of C[m, n] = A[m, k] B[k, n] with elements of ``precision`` bytes, ``batch`` times.
 
     Among tilings of equal time it takes the one with the least hypot(DRAM bytes, L2 bytes),
     then the first innermost loop of k, m, n. Remembered per device and shape.
@@ -99,7 +101,7 @@ def gemm_cost(accelerator: Accelerator, m: int, k: int, n: int, precision: float
         InfeasiblePoint: the device has no throughput somewhere, or an L1 or L2 memory that
             cannot hold one element of each matrix.
     """
-    return _search(accelerator.roofline_limits, m, k, n, precision)
+    return _search(accelerator.roofline_limits, m, k, n, precision, batch)
 
 
 def gemm_costs(
@@ -252,7 +254,9 @@ _FREE = np.zeros((1, 1))
 
 
 @lru_cache(maxsize=REMEMBERED_SHAPES)
-def _search(limits: RooflineLimits, m: int, k: int, n: int, precision: float) -> GemmCost:
+def _search(
+    limits: RooflineLimits, m: int, k: int, n: int, precision: float, batch: int = 1
+) -> GemmCost:
     problem = _problem(limits, m, k, n, precision)
     best = _outputs_stay(problem)
     if _weights_stay_bound(problem) < best.key:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 
 from deepflow.cost.attention import attention_compute_time
 from deepflow.cost.collectives import collective_cost
-from deepflow.cost.gemm import gemm_cost
+from deepflow.cost.gemm import GemmCost, gemm_cost
+from deepflow.cost.grouped_gemm import grouped_gemm_cost
 from deepflow.cost.roofline import roofline_time
 from deepflow.hardware import Hardware
 from deepflow.mapping.groups import Group
@@ -22,6 +23,7 @@ from deepflow.workload.operators import (
     Collective,
     Elementwise,
     Gemm,
+    GroupedGemm,
     Operator,
 )
 
@@ -88,15 +90,26 @@ def operator_cost(
     accelerator = hardware.accelerator
     match operator:
         case Gemm():
-            found = gemm_cost(accelerator, operator.m, operator.k, operator.n, software.precision)
-            cost = Cost(
-                gemm=found.time,
-                launch=launch,
-                flops=operator.flops,
-                dram_bytes=found.bytes_by_level[3],
-                l2_bytes=found.bytes_by_level[2],
+            found = gemm_cost(
+                accelerator,
+                operator.m,
+                operator.k,
+                operator.n,
+                software.precision,
+                operator.batch,
             )
-            return OperatorCost(operator, cost, found.bound)
+            return _gemm_cost(operator, found, launch)
+        case GroupedGemm():
+            found = grouped_gemm_cost(
+                accelerator,
+                operator.rows,
+                operator.experts,
+                operator.k,
+                operator.n,
+                software.precision,
+                sums_rows=operator.sums_rows,
+            )
+            return _gemm_cost(operator, found, launch)
         case Attention():
             moved = operator.elements_moved * software.precision
             compute = attention_compute_time(operator, hardware)
@@ -133,6 +146,17 @@ def operator_cost(
                 inter_node_bytes=sent.inter_bytes,
             )
             return OperatorCost(operator, cost, f"{operator.group} network")
+
+
+def _gemm_cost(operator: Gemm | GroupedGemm, found: GemmCost, launch: float) -> OperatorCost:
+    cost = Cost(
+        gemm=found.time,
+        launch=launch,
+        flops=operator.flops,
+        dram_bytes=found.bytes_by_level[3],
+        l2_bytes=found.bytes_by_level[2],
+    )
+    return OperatorCost(operator, cost, found.bound)
 
 
 def block_cost(

@@ -25,6 +25,9 @@ FP32 = 4  # bytes
 # Score-sized matrix products of fused attention; backward, the scores are computed again.
 FORWARD_PASSES, BACKWARD_PASSES = 2, 5
 
+# How the backward pass's products for the gradients of weights are named; nothing waits for them.
+WEIGHT_GRADIENT = "weight_gradient"
+
 
 class Cut(Enum):
     COLUMN = "column"
@@ -36,7 +39,7 @@ class Cut(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """``C[m,n] = A[m,k] B[k,n]``; ``weight`` when B is a parameter matrix that has a gradient."""
+    """``C[m,n] = A[m,k] B[k,n]``, ``batch`` times; ``weight`` when B is a parameter matrix."""
 
     name: str
     m: int
@@ -44,50 +47,90 @@ class Gemm:
     n: int
     cut: Cut = Cut.WHOLE
     weight: bool = True
+    batch: int = 1
 
     @property
     def flops(self) -> float:
-        return 2.0 * self.m * self.k * self.n
+        return 2.0 * self.batch * self.m * self.k * self.n
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedGemm:
+    """Products of ``experts`` weight matrices [k,n], all on this device, in one kernel.
+
+    ``rows`` rows of activations are dealt out among the experts. Forward and for the gradient of
+    the input, each expert multiplies its rows by its matrix. With ``sums_rows`` it is the gradient
+    of the weights: every expert yields a [k,n] matrix, summed over its rows.
+    """
+
+    name: str
+    rows: float
+    experts: int
+    k: int
+    n: int
+    cut: Cut = Cut.WHOLE
+    sums_rows: bool = False
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.rows * self.k * self.n
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Fused causal self-attention over ``batch`` sequences of ``seq_len`` tokens.
+    """Fused self-attention over ``batch`` sequences: ``query_len`` last positions of ``kv_len``.
 
     The fused kernel (FlashAttention, arXiv 2205.14135 and 2307.08691) keeps the score matrix
     on chip, so memory traffic is queries, keys, values and outputs only. ``passes`` is the
-    number of score-sized matrix products.
+    number of score-sized matrix products: over ``head_dim`` features of queries and keys, or
+    ``value_dim`` features of values and outputs. ``window``: how many positions a query sees, its
+    own included (None: all). ``shards``: devices among which the queries of a sequence are dealt
+    out so that all have the same work; this is one device's part.
     """
 
     name: str
     batch: int
     heads: int
     kv_heads: int
-    seq_len: int
+    query_len: int
+    kv_len: int
     head_dim: int
+    value_dim: int
+    causal: bool = True
+    window: int | None = None
+    shards: int = 1
     passes: int = FORWARD_PASSES
 
     @property
+    def scores(self) -> float:
+        """Scores per sequence and head on this device; those that the mask hides are skipped."""
+        queries, keys = self.query_len, self.kv_len
+        if not self.causal:
+            per_query = keys if self.window is None else min(keys, self.window)
+            return float(queries * per_query) / self.shards
+        # Query i (from 0) is at position keys - queries + i and sees the positions up to its own.
+        first = keys - queries + 1
+        total = queries * (first + keys) / 2
+        if self.window is not None and keys > self.window:
+            short = max(0, min(queries, self.window - first + 1))
+            total = short * (2 * first + short - 1) / 2 + (queries - short) * self.window
+        return total / self.shards
+
+    @property
     def flops(self) -> float:
-        """FLOP that the kernel executes; blocks above the diagonal are skipped."""
-        return (
-            self.passes
-            * 2.0
-            * self.batch
-            * self.heads
-            * self.head_dim
-            * self.seq_len
-            * (self.seq_len + 1)
-            / 2
-        )
+        """FLOP that the kernel executes."""
+        # Forward: scores (head_dim), outputs (value_dim). Backward: the scores again and the
+        # gradients of queries and keys (head_dim), those of probabilities and values (value_dim).
+        features = self.head_dim * -(-self.passes // 2) + self.value_dim * (self.passes // 2)
+        return 2.0 * self.batch * self.heads * self.scores * features
 
     @property
     def elements_moved(self) -> float:
         """Elements read and written in device memory: Q, K, V, O and, backward, gradients."""
-        queries = self.batch * self.seq_len * self.heads * self.head_dim
-        keys = self.batch * self.seq_len * self.kv_heads * self.head_dim
-        once = 2.0 * queries + 2.0 * keys
-        return once if self.passes == FORWARD_PASSES else 2.0 * once + queries
+        queries = self.batch * self.query_len * self.heads / self.shards
+        keys = self.batch * self.kv_len * self.kv_heads
+        once = (queries + keys) * (self.head_dim + self.value_dim)
+        return once if self.passes == FORWARD_PASSES else 2.0 * once + queries * self.value_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +169,11 @@ class Collective:
     ``message_bytes`` is the full buffer: what all_reduce reduces, what all_gather ends up
     with, what reduce_scatter starts from, what send transfers. ``gradient_kind`` is the
     communication that the backward pass needs in its place. Either may be "none": a replicated
-    input costs nothing forward and an all_reduce backward.
+    input costs nothing forward and an all_reduce backward. For all_to_all it is what one rank
+    sends out, its own part included.
+
+    ``beside``: how many of the operators that follow do not wait for it. It begins when the
+    operator before it has ended, and runs on the group's link beside them.
     """
 
     name: str
@@ -134,26 +181,44 @@ class Collective:
     group: str
     message_bytes: float
     gradient_kind: str = "none"
+    beside: int = 0
 
 
-Operator = Gemm | Attention | Elementwise | Collective
+Operator = Gemm | GroupedGemm | Attention | Elementwise | Collective
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputable:
+    """A part of a block that need not be kept: recomputing ``operators`` gives it back.
+
+    ``saved_sequence`` and ``saved_feature``: bytes of it, as in ``Block`` and included there.
+    """
+
+    name: str
+    operators: tuple[str, ...]
+    saved_sequence: float = 0.0
+    saved_feature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """A chain of operators with the parameters and saved activations of one instance.
 
-    ``parameters`` are cut over the tensor group, ``replicated_parameters`` are not.
+    ``parameters`` are cut over the tensor group, ``replicated_parameters`` are not;
+    ``expert_parameters`` are those of all experts, cut over the expert and the tensor group.
     ``saved_sequence`` and ``saved_feature`` are bytes kept from the forward to the backward
     pass: those that sequence parallelism shards and those that tensor parallelism shards.
+    ``recomputable`` parts may be left out and computed again.
     """
 
     name: str
     operators: tuple[Operator, ...]
     parameters: float = 0.0
     replicated_parameters: float = 0.0
+    expert_parameters: float = 0.0
     saved_sequence: float = 0.0
     saved_feature: float = 0.0
+    recomputable: tuple[Recomputable, ...] = ()
 
 
 def backward(block: Block) -> Block:
@@ -167,21 +232,17 @@ def backward(block: Block) -> Block:
     operators: list[Operator] = []
     for operator in reversed(block.operators):
         match operator:
-            case Gemm(name=name, m=m, k=k, n=n, cut=cut):
-                operators.append(Gemm(f"{name}.input_gradient", m, n, k, cut))
-                operators.append(Gemm(f"{name}.weight_gradient", k, m, n, cut))
-            case Attention():
+            case Gemm(name=name, m=m, k=k, n=n, cut=cut, weight=weight, batch=batch):
+                other = WEIGHT_GRADIENT if weight else "other_gradient"
+                operators.append(Gemm(f"{name}.input_gradient", m, n, k, cut, weight, batch))
+                operators.append(Gemm(f"{name}.{other}", k, m, n, cut, weight, batch))
+            case GroupedGemm(name=name, rows=rows, experts=experts, k=k, n=n, cut=cut):
+                operators.append(GroupedGemm(f"{name}.input_gradient", rows, experts, n, k, cut))
                 operators.append(
-                    Attention(
-                        f"{operator.name}.gradient",
-                        operator.batch,
-                        operator.heads,
-                        operator.kv_heads,
-                        operator.seq_len,
-                        operator.head_dim,
-                        passes=BACKWARD_PASSES,
-                    )
+                    GroupedGemm(f"{name}.{WEIGHT_GRADIENT}", rows, experts, k, n, cut, True)
                 )
+            case Attention(name=name):
+                operators.append(replace(operator, name=f"{name}.gradient", passes=BACKWARD_PASSES))
             case Elementwise():
                 if operator.gradient_kernels:
                     operators.append(
@@ -193,14 +254,11 @@ def backward(block: Block) -> Block:
                             cut=operator.cut,
                         )
                     )
-            case Collective():
-                if operator.gradient_kind != "none":
+            case Collective(name=name, kind=kind, gradient_kind=gradient):
+                if gradient != "none":
                     operators.append(
-                        Collective(
-                            f"{operator.name}.gradient",
-                            operator.gradient_kind,
-                            operator.group,
-                            operator.message_bytes,
+                        replace(
+                            operator, name=f"{name}.gradient", kind=gradient, gradient_kind=kind
                         )
                     )
     return Block(
@@ -208,4 +266,5 @@ def backward(block: Block) -> Block:
         tuple(operators),
         block.parameters,
         block.replicated_parameters,
+        block.expert_parameters,
     )

@@ -106,7 +106,16 @@ def transformer_blocks(
         rotated = tokens * (heads + kv_heads) * head_dim
         attention.append(elementwise("rotary_embedding", "rotary", rotated, 3, Cut.FEATURE))
     attention += [
-        Attention("attention", micro_batch_size, heads, kv_heads, model.seq_len, head_dim),
+        Attention(
+            "attention",
+            micro_batch_size,
+            heads,
+            kv_heads,
+            model.seq_len,
+            model.seq_len,
+            head_dim,
+            head_dim,
+        ),
         Gemm("attention_output_projection", tokens, heads * head_dim, width, Cut.ROW),
         residual("attention_residual"),
     ]
