@@ -56,6 +56,11 @@ class SoftwareParameters:
         minimum=0,
         plausible=(0, 1e-2),
     )
+    attention_kernel: str = option(
+        "fused keeps scores on the chip; unfused writes them to memory",
+        "fused",
+        choices=("fused", "unfused"),
+    )
     reserved_memory: float = option(
         "device memory taken by driver context, communication library and allocator",
         0.0,
@@ -443,7 +448,39 @@ class Parallelism:
         minimum=1,
         maximum=2**24,
     )
-    schedule: str = option("order of microbatches in a pipeline", "1f1b", choices=("1f1b", "gpipe"))
+    schedule: str = option(
+        "order of microbatches in a pipeline; interleaved takes virtual_stages, zero_bubble runs"
+        " the gradients of weights where a stage would wait",
+        "1f1b",
+        choices=("1f1b", "gpipe", "interleaved", "zero_bubble"),
+    )
+    virtual_stages: int | None = option(
+        "parts of the model on a device in the interleaved schedule (default: 2)",
+        None,
+        minimum=1,
+        maximum=2**16,
+    )
+    context: int = option(
+        "context parallel degree: devices that share the tokens of a sequence",
+        1,
+        minimum=1,
+        maximum=2**24,
+        aliases=("cp",),
+    )
+    context_method: str = option(
+        "keys and values of other devices: passed around a ring beside the attention, or gathered"
+        " before it",
+        "ring",
+        choices=("ring", "all_gather"),
+    )
+    expert: int = option(
+        "expert parallel degree: devices, among those of the data and context dimensions, that"
+        " share the experts of a layer",
+        1,
+        minimum=1,
+        maximum=2**24,
+        aliases=("ep",),
+    )
     stage_balance: str = option(
         "layers to stages: equal numbers, or equal FLOPs with the head counted in",
         "layers",
@@ -453,10 +490,41 @@ class Parallelism:
         "shard norms and residuals over the tensor group along the sequence", True
     )
     zero: int = option(
-        "sharding over the data group: 0 none, 1 optimizer states", 0, choices=(0, 1)
+        "sharding over the data group: 0 none, 1 optimizer states, 2 gradients too,"
+        " 3 weights too (fully sharded data parallel)",
+        0,
+        choices=(0, 1, 2, 3),
+    )
+    overlap_parameter_gather: bool = option(
+        "with zero 3, gather the weights of the next layer while one is computed; with less, gather"
+        " updated weights while the update goes on",
+        True,
+    )
+    overlap_tensor_communication: bool = option(
+        "run collectives of the tensor group beside products that do not need them", False
     )
     recompute: str = option(
-        "activations computed again in the backward pass", "none", choices=("none", "full")
+        "activations computed again in the backward pass: none, those of whole layers, or those"
+        " of recompute_modules",
+        "none",
+        choices=("none", "full", "selective"),
+    )
+    recompute_layers: int | None = option(
+        "layers of each stage that full recomputation is for (default: all)",
+        None,
+        minimum=0,
+        maximum=100_000,
+    )
+    recompute_modules: str = option(
+        "what selective recomputation is for: scores and probabilities of unfused attention, the"
+        " outputs of norms and activations, or both",
+        "core_attention",
+        choices=("core_attention", "elementwise", "core_attention_and_elementwise"),
+    )
+    offload: str = option(
+        "what stays in the host's memory between uses: optimizer states, or saved activations too",
+        "none",
+        choices=("none", "optimizer", "optimizer_and_activations"),
     )
     overlap_gradient_reduction: bool = option(
         "reduce gradients while the last backward pass still runs", True

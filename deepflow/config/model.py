@@ -83,6 +83,79 @@ class LlmModel:
     max_position: int | None = option(
         "rows of a learned position embedding (default: seq_len)", None, minimum=1, maximum=2**31
     )
+    causal: bool = option("a position sees only those before it; false for encoders", True)
+    attention_window: int | None = option(
+        "positions that a position sees, its own included (default: all)",
+        None,
+        minimum=1,
+        maximum=2**31,
+    )
+    dropout: float = option(
+        "probability of dropping activations and attention scores; only whether it is zero"
+        " matters to time and memory",
+        0.0,
+        minimum=0,
+        maximum=1,
+    )
+    num_experts: int | None = option(
+        "routed experts of a mixture-of-experts layer (default: dense layers only)",
+        None,
+        minimum=2,
+        maximum=2**16,
+    )
+    experts_per_token: int = option(
+        "routed experts that a token is sent to", 2, minimum=1, maximum=2**16
+    )
+    expert_ffn_dim: int | None = option(
+        "width of an expert's feed-forward layer (default: that of dense layers)",
+        None,
+        minimum=1,
+        maximum=2**26,
+    )
+    num_shared_experts: int = option(
+        "experts of expert_ffn_dim that every token passes", 0, minimum=0, maximum=2**16
+    )
+    num_dense_layers: int = option(
+        "layers before the first mixture-of-experts layer", 0, minimum=0, maximum=100_000
+    )
+    expert_layer_period: int = option(
+        "from then on, every how many layers one has experts", 1, minimum=1, maximum=100_000
+    )
+    expert_imbalance: float = option(
+        "rows on the device with the most rows, relative to an even spread of tokens",
+        1.0,
+        minimum=1,
+        maximum=2**16,
+    )
+    expert_capacity_factor: float | None = option(
+        "rows that an expert takes at most, relative to an even spread; further tokens are"
+        " dropped and free places are padded (default: none dropped, none padded)",
+        None,
+        above=0,
+        maximum=2**16,
+    )
+    kv_latent_dim: int | None = option(
+        "width of the shared latent of keys and values: multi-head latent attention"
+        " (default: plain keys and values)",
+        None,
+        minimum=1,
+        maximum=2**20,
+    )
+    query_latent_dim: int | None = option(
+        "width of the latent of queries in latent attention (default: projected directly)",
+        None,
+        minimum=1,
+        maximum=2**20,
+    )
+    rotary_head_dim: int = option(
+        "part of a query and key head that latent attention rotates, besides head_dim",
+        64,
+        minimum=0,
+        maximum=2**16,
+    )
+    value_head_dim: int | None = option(
+        "width of a value head (default: that of a head)", None, minimum=1, maximum=2**16
+    )
     n_tokens: float | None = option(
         "tokens of the whole training run, for the time to train", None, minimum=0
     )
@@ -110,6 +183,10 @@ class LlmModel:
     @property
     def head_width(self) -> int:
         return self.head_dim if self.head_dim is not None else self.hidden_dim // self.num_heads
+
+    @property
+    def value_width(self) -> int:
+        return self.value_head_dim if self.value_head_dim is not None else self.head_width
 
 
 ModelConfig = GemmModel | LstmModel | LlmModel
