@@ -156,6 +156,20 @@ class LlmModel:
     value_head_dim: int | None = option(
         "width of a value head (default: that of a head)", None, minimum=1, maximum=2**16
     )
+    patch_dim: int | None = option(
+        "values of an input patch, which a matrix projects; for models of images"
+        " (default: tokens are looked up in a table)",
+        None,
+        minimum=1,
+        maximum=2**24,
+    )
+    num_classes: int | None = option(
+        "classes that the head tells apart, from one position of a sequence (default: it predicts"
+        " a token of the vocabulary at every position)",
+        None,
+        minimum=1,
+        maximum=2**24,
+    )
     n_tokens: float | None = option(
         "tokens of the whole training run, for the time to train", None, minimum=0
     )
