@@ -3,6 +3,7 @@
 #   snakemake --cores all                                         the sweeps named below
 #   snakemake --cores all --config sweeps=sweeps/gemm_shapes.yaml one sweep, or several: a.yaml,b.yaml
 #   snakemake --cores 1 results/<sweep>/points/<id>.json          one point (deepflow sweep points)
+#   snakemake --cores all validate --config tables=DIR            tables of measurements, predicted
 #   snakemake --dry-run                                           what would run, and why
 
 
@@ -10,6 +11,7 @@ include: "rules/common.smk"
 include: "rules/sweep.smk"
 include: "rules/gather.smk"
 include: "rules/plot.smk"
+include: "rules/validate.smk"
 
 
 rule all:

@@ -108,8 +108,12 @@ def _parser(first: str) -> _Parser:
     validate.add_argument(
         "--hardware", metavar="FILE", help="hardware YAML for all rows (default: by their names)"
     )
+    _add_framework(validate, "framework YAML for all rows (default: by their text)")
     _add_settings(validate)
     validate.add_argument("--output", metavar="OUT.csv", help="write rows with predictions there")
+    validate.add_argument(
+        "--plot", metavar="FILE", help="draw predicted over measured there: .png, .svg"
+    )
     validate.add_argument("--json", action="store_true", help="the summary by group as JSON")
     validate.add_argument(
         "--max-mape",
@@ -118,8 +122,21 @@ def _parser(first: str) -> _Parser:
         help="fail if a group's mean absolute error is larger, or nothing could be predicted",
     )
 
+    accuracy = _command(
+        commands, "accuracy", _accuracy, "write a page on the accuracy that validation found"
+    )
+    accuracy.add_argument("folder", metavar="DIR", help="with <table>/rows.csv, by validate")
+    accuracy.add_argument(
+        "--tables", metavar="TABLE", nargs="+", default=[], help="only these (default: all there)"
+    )
+    accuracy.add_argument("--output", metavar="FILE.md", required=True, help="page to write")
+    accuracy.add_argument("--plot", metavar="FILE.png", required=True, help="its figure")
+    accuracy.add_argument(
+        "--data", metavar="TEXT", default="the given tables", help="what the page says of the data"
+    )
+
     schema = _command(commands, "schema", _schema, "print a JSON Schema, for editors")
-    schema.add_argument("kind", choices=("hardware", "model", "sweep"))
+    schema.add_argument("kind", choices=("hardware", "model", "framework", "sweep"))
 
     serve = _command(commands, "serve", _serve, "run commands from standard input, for workflows")
     serve.description = (
@@ -186,8 +203,13 @@ def _sweep_step(steps: Any, name: str, run: Any, purpose: str) -> argparse.Argum
 def _add_point_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hardware", metavar="FILE", required=True, help="hardware YAML")
     parser.add_argument("--model", metavar="FILE", required=True, help="model YAML")
+    _add_framework(parser, "framework YAML, which changes what the hardware file says of software")
     _add_settings(parser)
     parser.add_argument("--backend", choices=("analytical", "astra"), help="what times the network")
+
+
+def _add_framework(parser: argparse.ArgumentParser, purpose: str) -> None:
+    parser.add_argument("--framework", metavar="FILE", help=purpose)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -250,10 +272,12 @@ def _explain(options: argparse.Namespace) -> None:
 
 def _load_point(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """(hardware, model, canonical changes): the files as they are, and what options change."""
-    from deepflow.config import load_hardware_config, load_model_config
+    from deepflow.config import load_framework_config, load_hardware_config, load_model_config
     from deepflow.sweep.settings import Setting, canonical_settings, parse_setting
 
     hardware = load_hardware_config(options.hardware)
+    if options.framework is not None:
+        hardware = load_framework_config(options.framework).applied_to(hardware)
     model = load_model_config(options.model)
     settings = [parse_setting(text) for text in options.settings]
     if options.backend is not None:
@@ -268,6 +292,8 @@ def _validate(options: argparse.Namespace) -> None:
     from deepflow.validate import (
         OTHER_ROWS,
         RECOGNISED,
+        choices,
+        ranking_text,
         read_table,
         summarize,
         summary_text,
@@ -281,22 +307,44 @@ def _validate(options: argparse.Namespace) -> None:
         raise ConfigError(
             "the table states the model", file="--set", key=f"model.{next(iter(of_model))}"
         )
-    rows = list(validate_table(read_table(options.table), options.hardware, overrides))
+    table = read_table(options.table)
+    rows = list(validate_table(table, options.hardware, overrides, options.framework))
     groups = summarize(rows)
     if [group.group for group in groups] == [OTHER_ROWS]:
         raise ConfigError("no row is recognised", file=options.table, allowed=RECOGNISED)
     if options.output is not None:
         with atomic_output(options.output) as temporary:
             write_table(rows, temporary)
-    print(to_json([group.as_row() for group in groups]) if options.json else summary_text(groups))
+    if options.plot is not None:
+        from deepflow.validate.plots import draw_parity, panels_of
+
+        draw_parity(panels_of(rows), options.plot)
+    if options.json:
+        print(to_json([group.as_row() for group in groups]))
+    else:
+        print("\n".join(filter(None, (summary_text(groups), ranking_text(choices(rows))))))
     if options.max_mape is not None:
-        worst = max((group.mean_absolute or 0.0 for group in groups), default=0.0)
+        # A fault of the framework that made a group's numbers is none of the model.
+        counted = [group.mean_absolute or 0.0 for group in groups if group.explicable]
+        worst = max(counted, default=0.0)
         if worst > options.max_mape:
             raise DeepFlowError(
                 f"a mean absolute error of {worst:.1f} % exceeds --max-mape {options.max_mape:g}"
             )
         if not any(group.predicted for group in groups):
             raise DeepFlowError(f"{options.table}: no row could be predicted")
+
+
+def _accuracy(options: argparse.Namespace) -> None:
+    from deepflow.files import atomic_output
+    from deepflow.validate.accuracy import accuracy_page, overview, read_results
+    from deepflow.validate.plots import draw_parity
+
+    tables = read_results(options.folder, options.tables)
+    page = accuracy_page(options.folder, tables, options.data)
+    draw_parity(overview(tables), options.plot)
+    with atomic_output(options.output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _changed(what: str) -> DeepFlowError:

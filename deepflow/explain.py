@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig
+from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig, VitModel
 from deepflow.cost.gemm import gemm_cost
 from deepflow.cost.operators import OperatorCost
 from deepflow.hardware import Hardware
 from deepflow.mapping.groups import Group
+from deepflow.mapping.parallelism import EMBEDDING, HEAD
 from deepflow.prediction import Prediction, predict, time_by_class
 from deepflow.schedule.training import StageResult, TrainingRun, run_training
 from deepflow.workload.operators import (
@@ -29,7 +31,10 @@ _CLASS_NAMES = {
     "time_attention_s": "attention",
     "time_elementwise_s": "element-wise kernels",
     "time_tensor_communication_s": "tensor (kernel) parallel communication",
+    "time_context_communication_s": "context parallel communication",
+    "time_expert_communication_s": "expert parallel communication",
     "time_data_communication_s": "data parallel communication (exposed)",
+    "time_offload_s": "waiting for the host's memory",
     "time_pipeline_bubble_s": "pipeline bubble",
     "time_optimizer_s": "optimizer",
     "time_launch_s": "kernel launches",
@@ -56,12 +61,15 @@ def explain(hardware: Hardware, model: ModelConfig) -> str:
     prediction = predict(hardware, model)
     lines = [f"{model.name} on {hardware.config.name}", ""]
     lines += _machine(hardware)
-    if isinstance(model, GemmModel):
-        lines += _gemm(hardware, model, prediction)
-    elif isinstance(model, LstmModel):
-        lines += _lstm(hardware, model, prediction)
-    else:
-        lines += _training(hardware, model, prediction)
+    match model:
+        case GemmModel():
+            lines += _gemm(hardware, model, prediction)
+        case LstmModel():
+            lines += _lstm(hardware, model, prediction)
+        case LlmModel():
+            lines += _training(hardware, model, prediction)
+        case VitModel():
+            lines += _training(hardware, model.transformer, prediction)
     return "\n".join(lines) + "\n"
 
 
@@ -156,16 +164,17 @@ def _lstm(hardware: Hardware, model: LstmModel, prediction: Prediction) -> list[
 def _training(hardware: Hardware, model: LlmModel, prediction: Prediction) -> list[str]:
     run = run_training(hardware, model)
     mapping, stage = run.mapping, run.stages[run.bottleneck]
+    asked = mapping.asked
     return [
         *_summary(run.time, prediction),
         f"{_count(mapping.num_devices, 'device')}: tensor {mapping.tensor},"
-        f" pipeline {mapping.pipeline},"
-        f" data {mapping.data}; {mapping.num_microbatches} microbatches of"
-        f" {mapping.micro_batch_size} sequences, {mapping.schedule}, ZeRO {mapping.zero},"
-        f" recompute {mapping.recompute}",
+        f" context {mapping.context}, data {mapping.data}, pipeline {mapping.pipeline},"
+        f" expert {mapping.expert}; {mapping.num_microbatches} microbatches of"
+        f" {mapping.micro_batch_size} sequences, {asked.schedule}, ZeRO {asked.zero},"
+        f" recompute {asked.recompute}",
         "",
         *_shares(run.time, stage, run.bottleneck, mapping.pipeline),
-        *_groups((mapping.tensor_group, mapping.data_group, mapping.pipeline_hop)),
+        *_groups(mapping.groups.values()),
         *_segments(run, stage_index=run.bottleneck),
         *_memory(hardware, run.stages),
     ]
@@ -191,7 +200,7 @@ def _groups(groups: Iterable[Group]) -> list[str]:
     lines = [_group_line(group) for group in groups if group.size > 1]
     if not lines:
         return []
-    return ["", "Groups (rank order: tensor innermost, then data, then pipeline)", *lines]
+    return ["", "Groups (rank order: tensor innermost, then context, data, pipeline)", *lines]
 
 
 def _memory(hardware: Hardware, stages: Iterable[StageResult]) -> list[str]:
@@ -214,24 +223,21 @@ def _kernel_line(mapping: KernelMapping) -> str:
 
 def _segments(run: TrainingRun, stage_index: int) -> list[str]:
     mapping = run.mapping
+    counts = Counter(name for part in mapping.parts_of(stage_index) for name in part)
     lines: list[str] = []
-    for name, costs in run.segments.items():
-        count = {
-            "embedding": stage_index == 0,
-            "layer": mapping.stage_layers[stage_index],
-            "head": stage_index == mapping.pipeline - 1,
-        }[name]
-        if not count:
-            continue
-        times = f"{int(count)} times " if name == "layer" else ""
+    for name, count in counts.items():
+        costs = run.segments[name]
+        times = f"{count} times " if name not in (EMBEDDING, HEAD) else ""
         lines += [
             "",
             f"{name}: {times}per microbatch, {mapping.num_microbatches} microbatches",
             _HEADER,
         ]
-        runs = int(count) * mapping.num_microbatches
+        runs = count * mapping.num_microbatches
         lines += _operators((*costs.forward, *costs.backward), runs / run.time)
-        lines += _operators(costs.gradient, int(count) / run.time)
+        each_pass = mapping.asked.zero >= 2
+        lines += _operators(costs.gather, 2 * runs / run.time)
+        lines += _operators(costs.gradient, (runs if each_pass else count) / run.time)
     lines += ["", "update: once per step", _HEADER]
     return lines + _operators(run.update_operators, 1 / run.time)
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import field, fields
 from typing import Any
 
-from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig
+from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig, VitModel
 from deepflow.cost.operators import Cost, OperatorCost, total
 from deepflow.errors import DeepFlowError
 from deepflow.hardware import Hardware
@@ -58,9 +58,16 @@ class Prediction:
     time_tensor_communication_s: float | None = _column(
         float, "s", "waiting for the tensor (kernel) parallel group"
     )
-    time_data_communication_s: float | None = _column(
-        float, "s", "gradient reduction after the last backward pass, parameter gathering"
+    time_context_communication_s: float | None = _column(
+        float, "s", "waiting for the context parallel group"
     )
+    time_expert_communication_s: float | None = _column(
+        float, "s", "waiting for the expert parallel group"
+    )
+    time_data_communication_s: float | None = _column(
+        float, "s", "gradient reduction and weight gathering that no computation hides"
+    )
+    time_offload_s: float | None = _column(float, "s", "waiting for what the host's memory holds")
     time_pipeline_bubble_s: float | None = _column(
         float, "s", "waiting for other pipeline stages and for transfers from them"
     )
@@ -94,6 +101,8 @@ class Prediction:
     average_power_w: float | None = _column(float, "W", "energy_j over time_s")
     num_devices: int | None = _column(int, "", "devices")
     tensor_parallel: int | None = _column(int, "", "degree used")
+    context_parallel: int | None = _column(int, "", "degree used")
+    expert_parallel: int | None = _column(int, "", "degree used")
     pipeline_parallel: int | None = _column(int, "", "degree used")
     data_parallel: int | None = _column(int, "", "degree used")
     num_microbatches: int | None = _column(int, "", "per pipeline and step")
@@ -130,6 +139,8 @@ def predict(hardware: Hardware, model: ModelConfig) -> Prediction:
     match model:
         case LlmModel():
             result = _predict_training(hardware, model)
+        case VitModel():
+            result = _predict_training(hardware, model.transformer)
         case LstmModel():
             result = _predict_lstm(hardware, model)
         case GemmModel():
@@ -171,7 +182,7 @@ def _predict_gemm(hardware: Hardware, model: GemmModel) -> Prediction:
         flops_per_second_per_device=flops / cost.time / devices,
         time_gemm_s=cost.gemm,
         time_tensor_communication_s=compute.communication,
-        time_data_communication_s=reduction.communication,
+        time_data_communication_s=reduction.data_communication,
         time_optimizer_s=update.elementwise,
         time_launch_s=cost.launch,
         model_flops=flops,
@@ -205,6 +216,8 @@ def _predict_training(hardware: Hardware, model: LlmModel) -> Prediction:
         time_to_train_s=None if model.n_tokens is None else model.n_tokens / tokens * run.time,
         num_devices=mapping.num_devices,
         tensor_parallel=mapping.tensor,
+        context_parallel=mapping.context,
+        expert_parallel=mapping.expert,
         pipeline_parallel=mapping.pipeline,
         data_parallel=mapping.data,
         num_microbatches=mapping.num_microbatches,
@@ -215,7 +228,7 @@ def _predict_training(hardware: Hardware, model: LlmModel) -> Prediction:
             run.time,
             run.stages,
             run.bottleneck,
-            mapping.tensor * mapping.data,
+            mapping.num_devices // mapping.pipeline,
             model_flops_per_token(model) * tokens,
             tokens,
         ),
@@ -312,8 +325,13 @@ def time_by_class(time: float, stage: StageResult) -> dict[str, float]:
         "time_gemm_s": compute.gemm,
         "time_attention_s": compute.attention,
         "time_elementwise_s": compute.elementwise,
-        "time_tensor_communication_s": compute.communication,
-        "time_data_communication_s": stage.exposed_gradient_time + update.communication,
+        "time_tensor_communication_s": compute.communication + update.communication,
+        "time_context_communication_s": compute.context_communication,
+        "time_expert_communication_s": compute.expert_communication,
+        "time_data_communication_s": stage.exposed_gradient_time
+        + compute.data_communication
+        + update.data_communication,
+        "time_offload_s": compute.host_transfer + update.host_transfer,
         "time_optimizer_s": update.elementwise,
         "time_launch_s": compute.launch + update.launch,
     }

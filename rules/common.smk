@@ -55,8 +55,10 @@ def stop(problem):
 def chosen_sweeps():
     """Name -> file of the sweeps that a run without targets makes."""
     for key in config:
-        if key != "sweeps":
-            stop(f"config: unknown key {key!r}{did_you_mean(key, ['sweeps'])}")
+        if key not in ("sweeps", "tables"):
+            stop(
+                f"config: unknown key {key!r}{did_you_mean(key, ['sweeps', 'tables'])}"
+            )
     given = config.get("sweeps", DEFAULT_SWEEPS)
     files = given.split(",") if isinstance(given, str) else given
     if not isinstance(files, list) or not all(
@@ -133,7 +135,10 @@ def get_part(kind, wildcards):
 def point_options(wildcards):
     """The options of ``deepflow predict`` that describe a point."""
     point = get_part("point", wildcards)
-    options = ["--hardware", point.base.hardware_file, "--model", point.base.model_file]
+    base = point.base
+    options = ["--hardware", base.hardware_file, "--model", base.model_file]
+    if base.framework_file is not None:
+        options += ["--framework", base.framework_file]
     for setting in point.settings:
         options += ["--set", setting.text]
     return options

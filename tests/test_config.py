@@ -711,3 +711,33 @@ def test_names_that_no_table_can_show_are_refused(tmp_path, name):
     path.write_text(f"model_param: {{mode: GEMM, M: 1, K: 1, N: 1, name: {json.dumps(name)}}}")
     with pytest.raises(ConfigError, match="cannot be shown in tables"):
         load_model_config(path)
+
+
+def test_a_file_on_a_base_holds_only_what_differs(tmp_path):
+    base = Path("configs/hardware-config/nvidia_h100_sxm_80gb.yaml").resolve()
+    child = tmp_path / "mine.yaml"
+    child.write_text(
+        f"base: {base}\ntech_param: {{DRAM: {{bandwidth: 5 TB/s}}}}\naliases: [mine]\n"
+    )
+    parent, config = load_hardware_config(base), load_hardware_config(child)
+    assert config.name == "mine" and config.aliases == ("mine",)
+    assert config.tech_param.DRAM.bandwidth == 5e12
+    assert with_overrides(config, {"tech_param.DRAM.bandwidth": 3352e9}).tech_param == (
+        parent.tech_param
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: nowhere.yaml", "there is no file"),
+        ("base: mine.yaml", "leads back"),
+        ("base: 3", "no path"),
+        ("base: other.yaml", "other.yaml"),
+    ],
+)
+def test_a_base_that_does_not_work_says_why(tmp_path, text, words):
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text("tech_param: {core: {numbundles: 3}}")
+    with pytest.raises(ConfigError, match=words):
+        load_hardware_config(tmp_path / "mine.yaml")

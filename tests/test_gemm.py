@@ -16,13 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepflow.cost.gemm import (
-    compute_seconds,
+    ElementBytes,
     dram_bytes,
     gemm_cost,
     gemm_costs,
     gemm_flops,
+    kernel_seconds,
     l1_bytes,
     l2_bytes,
+    library_kernels,
     register_bytes,
 )
 from deepflow.errors import DeepFlowError
@@ -230,6 +232,21 @@ def test_a_batch_is_the_same_as_one_by_one() -> None:
     accelerator = reference_device("a100_80GB.yaml")
     batch = [(4096, 4096, 4096), (1, 8192, 1024), (4096, 4096, 4096)]
     assert gemm_costs(accelerator, batch, 2) == [gemm_cost(accelerator, *s, 2) for s in batch]
+
+
+@settings(max_examples=60)
+@given(devices, shapes, st.sampled_from([2, 3, 16]))
+def test_products_in_one_kernel_share_bandwidth_and_keep_the_tiling_of_one(
+    accelerator: Accelerator, shape: tuple[int, int, int], batch: int
+) -> None:
+    one = gemm_cost(accelerator, *shape, 1)
+    all_of_them = gemm_cost(accelerator, *shape, 1, batch)
+    assert all_of_them.flops == batch * one.flops
+    compulsory = shape[0] * shape[1] + shape[1] * shape[2] + shape[0] * shape[2]
+    assert all_of_them.bytes_by_level[3] >= batch * compulsory
+    latency = sum(level.latency for level in accelerator.memory)
+    assert one.time <= all_of_them.time <= batch * one.time * (1 + 1e-12)
+    assert all_of_them.time >= batch * (one.time - latency) * (1 - 1e-12)
 
 
 def test_equal_devices_give_equal_costs_and_different_ones_do_not() -> None:
@@ -497,16 +514,22 @@ A100 = "configs/hardware-config/nvidia_a100_sxm_80gb.yaml"
 
 
 def waves(**changes):
-    """Limits of an A100 whose products run in whole waves."""
-    overrides = {"tech_param.core.whole_waves": True, **changes}
+    """Limits of an A100 whose products run in whole waves, with nothing exposed."""
+    bare = {"exposed_epilogue": 0, "split_latency": 0} | changes
+    overrides = {f"tech_param.core.{key}": value for key, value in bare.items()}
     return load_hardware(A100, overrides).accelerator.roofline_limits
+
+
+def seconds(limits, m, k, n, batch=1, dram=0.0):
+    """Of the fastest kernel, with DRAM busy for ``dram`` seconds."""
+    return kernel_seconds(library_kernels(limits, m, k, n, 2 * batch * m * n, batch), dram)
 
 
 def test_one_block_more_than_a_wave_costs_another_wave():
     """108 bundles: 108 blocks of 256 x 128 fill one wave, 109 need a second."""
-    limits = waves(**{"tech_param.core.exposed_epilogue": 0})
-    full = compute_seconds(limits, 256 * 108, 65536, 128, 2)
-    more = compute_seconds(limits, 256 * 108 + 1, 65536, 128, 2)
+    limits = waves()
+    full = seconds(limits, 256 * 108, 65536, 128)
+    more = seconds(limits, 256 * 108 + 1, 65536, 128)
     ideal = gemm_flops(256 * 108, 65536, 128) / limits.usable_flops
     assert full == pytest.approx(ideal, rel=1e-4)
     assert more > full * 1.01
@@ -515,22 +538,93 @@ def test_one_block_more_than_a_wave_costs_another_wave():
 def test_a_deep_thin_product_is_shared_by_cutting_its_inner_dimension():
     limits = waves()
     one_bundle = gemm_flops(64, 65536, 64) / (limits.usable_flops / limits.num_bundles)
-    assert compute_seconds(limits, 64, 65536, 64, 2) < one_bundle / 8
+    shared = seconds(limits, 64, 65536, 64)
+    assert shared < one_bundle / 8
+    waiting = waves(split_latency=3e-6)
+    assert seconds(waiting, 64, 65536, 64) == pytest.approx(shared + 3e-6)
+
+
+def test_blocks_of_a_batch_fill_waves_together():
+    """108 products of one block each take one wave, not 108 of them."""
+    limits = waves()
+    full = seconds(limits, 256, 4096, 128, 108)
+    assert full == pytest.approx(108 * gemm_flops(256, 4096, 128) / limits.usable_flops, rel=1e-3)
+    assert seconds(limits, 256, 4096, 128, 109) > full * 1.01
 
 
 @settings(deadline=None, max_examples=200)
+@given(
+    *(st.integers(1, 20_000) for _ in range(3)),
+    st.integers(0, 3),
+    st.integers(1, 3000),
+    st.floats(0, 1e-3),
+)
+def test_waves_are_never_faster_for_a_larger_product(m, k, n, grown, by, dram):
+    limits = waves(split_latency=2e-6, exposed_epilogue=0.5)
+    shape = [m, k, n, 1]
+    shape[grown] += by
+    small = seconds(limits, m, k, n, dram=dram)
+    assert seconds(limits, *shape, dram) >= small * (1 - 1e-12)
+    assert small >= max(dram, gemm_flops(m, k, n) / limits.usable_flops) * (1 - 1e-12)
+
+
+FASTER = {
+    "tech_param.core.util": (0.4, 0.8),
+    "tech_param.core.num_bundles": (54, 108),
+    "tech_param.core.split_latency": (1e-5, 1e-6),
+    "tech_param.DRAM.bandwidth": (1e12, 2e12),
+    "tech_param.DRAM.latency": (1e-5, 1e-7),
+    "tech_param.SRAM-L2.bandwidth": (3e12, 7e12),
+    "tech_param.SRAM-L2.size": (2**24, 2**25),
+    "tech_param.SRAM-L1.bandwidth": (9e12, 19e12),
+    "tech_param.SRAM-L1.size": (2**23, 2**24),
+    "tech_param.SRAM-R.bandwidth": (3e13, 9e13),
+}
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(list(FASTER)), *(st.integers(1, 20_000) for _ in range(3)))
+def test_a_gpu_with_more_of_anything_is_never_slower(key, m, k, n):
+    slow, fast = (
+        gemm_cost(load_hardware(A100, {key: value}).accelerator, m, k, n, 2).time
+        for value in FASTER[key]
+    )
+    assert fast <= slow * (1 + 1e-12)
+
+
+@settings(deadline=None, max_examples=100)
 @given(*(st.integers(1, 20_000) for _ in range(3)), st.integers(0, 2), st.integers(1, 3000))
-def test_waves_are_never_faster_for_a_larger_product(m, k, n, grown, by):
-    limits = waves()
+def test_a_larger_product_is_never_faster_on_a_gpu(m, k, n, grown, by):
+    dataflow = {"tech_param.core.dataflow": "none"}
+    accelerator = load_hardware(A100, dataflow).accelerator
     shape = [m, k, n]
     shape[grown] += by
-    assert compute_seconds(limits, *shape, 2) >= compute_seconds(limits, m, k, n, 2)
-    assert compute_seconds(limits, m, k, n, 2) >= gemm_flops(m, k, n) / limits.usable_flops
+    small, large = gemm_cost(accelerator, m, k, n, 2), gemm_cost(accelerator, *shape, 2)
+    assert large.time >= small.time * (1 - 1e-12)
+    assert small.time >= max(small.level_times)
+
+
+def test_arithmetic_and_dram_of_equal_length_hide_each_other_badly():
+    shape = (256 * 108, 65536, 128, 1)
+    limits = waves()
+    alone = seconds(limits, *shape)
+    assert seconds(limits, *shape, alone) == pytest.approx(2 ** (1 / 3) * alone)
+    assert seconds(limits, *shape, alone / 5) == pytest.approx(alone, rel=0.01)
+    assert seconds(limits, *shape, alone * 5) == pytest.approx(5 * alone, rel=0.01)
 
 
 def test_an_exposed_epilogue_adds_the_writing_of_the_product():
-    hidden, exposed = (waves(**{"tech_param.core.exposed_epilogue": part}) for part in (0.0, 1.0))
-    added = compute_seconds(exposed, 4096, 128, 4096, 2) - compute_seconds(
-        hidden, 4096, 128, 4096, 2
-    )
+    hidden, exposed = (waves(exposed_epilogue=part) for part in (0.0, 1.0))
+    added = seconds(exposed, 4096, 128, 4096) - seconds(hidden, 4096, 128, 4096)
     assert added == pytest.approx(2 * 4096 * 4096 / exposed.bandwidths[3])
+
+
+def test_weights_of_fewer_bits_are_read_faster():
+    """One row: all time goes into reading B."""
+    accelerator = load_hardware(A100).accelerator
+    shape = (1, 16384, 16384)
+    whole = gemm_cost(accelerator, *shape, 2)
+    narrow = gemm_cost(accelerator, *shape, ElementBytes(2, 1, 2))
+    assert gemm_cost(accelerator, *shape, ElementBytes(2, 2, 2)) == whole
+    assert narrow.bytes_by_level[3] == 2 * 2 * 16384 + 16384 * 16384
+    assert narrow.time == pytest.approx(whole.time / 2, rel=0.1)

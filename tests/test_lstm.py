@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepflow.config.model import LstmModel
-from deepflow.cost.collectives import collective_cost
+from deepflow.cost.collectives import COPIES_OWN_PART, collective_cost
 from deepflow.cost.operators import operator_cost
 from deepflow.cost.roofline import roofline_time
 from deepflow.errors import InfeasiblePoint
@@ -627,7 +627,7 @@ def test_a_send_between_ranks_costs_what_every_send_costs():
             group = run.mapping.groups[item.operator.group]
             same = collective_cost(item.operator.kind, item.operator.message_bytes, group)
             own_part = 2 * item.operator.message_bytes / group.size
-            copied = own_part if item.operator.kind in ("reduce_scatter", "all_gather") else 0.0
+            copied = own_part if item.operator.kind in COPIES_OWN_PART else 0.0
             copy = roofline_time(hardware.accelerator, 0.0, copied)
             assert item.cost.communication == same.time + copy
             assert operator_cost(item.operator, hardware, run.mapping.groups) == item

@@ -87,11 +87,13 @@ DATA_SHEETS = {
     "nvidia_v100_sxm2_32gb": (125e12, 900e9, 32 * GIB, 6 * MIB, 150e9, 6.25e9),
     "nvidia_a100_sxm_40gb": (312e12, 1555e9, 40 * GIB, 40 * MIB, 300e9, 25e9),
     "nvidia_a100_sxm_80gb": (312e12, 2039e9, 80 * GIB, 40 * MIB, 300e9, 25e9),
+    "nvidia_a100_sxm_80gb_ethernet": (312e12, 2039e9, 80 * GIB, 40 * MIB, 300e9, 12.5e9),
     "nvidia_a100_pcie_40gb": (312e12, 1555e9, 40 * GIB, 40 * MIB, 32e9, 12.5e9),
     "nvidia_a100_pcie_80gb": (312e12, 1935e9, 80 * GIB, 40 * MIB, 32e9, 12.5e9),
     "nvidia_a100_pcie_80gb_nvlink_pairs": (312e12, 1935e9, 80 * GIB, 40 * MIB, 300e9, 32e9),
     "nvidia_h100_sxm_80gb": (989.4e12, 3352e9, 80 * GIB, 50 * MIB, 450e9, 50e9),
     "nvidia_h100_pcie_80gb": (756e12, 2039e9, 80 * GIB, 50 * MIB, 64e9, 25e9),
+    "nvidia_h100_pcie_80gb_nvlink_pairs": (756e12, 2039e9, 80 * GIB, 50 * MIB, 300e9, 64e9),
     "nvidia_h200_sxm_141gb": (989.4e12, 4.8e12, 141 * GIB, 50 * MIB, 450e9, 50e9),
     "nvidia_b200_sxm_180gb": (2.25e15, 7.7e12, 180 * GIB, 126.5 * MIB, 900e9, 50e9),
     "nvidia_gb200_nvl72": (2.5e15, 8e12, 186 * GIB, 126.5 * MIB, 900e9, 50e9),
@@ -102,6 +104,7 @@ DATA_SHEETS = {
 }
 DEVICES_PER_NODE = {
     "nvidia_a100_pcie_80gb_nvlink_pairs": 2,
+    "nvidia_h100_pcie_80gb_nvlink_pairs": 2,
     "nvidia_gb200_nvl72": 72,
     "google_tpu_v4": 64,
     "google_tpu_v5p": 64,
@@ -220,6 +223,7 @@ PEAKS |= {
     name: PEAKS["nvidia_a100_sxm_80gb"] for name in DATA_SHEETS if name.startswith("nvidia_a100")
 }
 PEAKS["nvidia_h200_sxm_141gb"] = PEAKS["nvidia_h100_sxm_80gb"]
+PEAKS["nvidia_h100_pcie_80gb_nvlink_pairs"] = PEAKS["nvidia_h100_pcie_80gb"]
 
 
 @pytest.mark.parametrize("name", DATA_SHEETS)
@@ -267,8 +271,10 @@ ASSUMED_AS = {
     "nvidia_a100_pcie_40gb": "nvidia_a100_sxm_80gb",
     "nvidia_a100_pcie_80gb": "nvidia_a100_sxm_80gb",
     "nvidia_a100_pcie_80gb_nvlink_pairs": "nvidia_a100_sxm_80gb",
+    "nvidia_a100_sxm_80gb_ethernet": "nvidia_a100_sxm_80gb",
     "nvidia_l40s": "nvidia_a100_sxm_80gb",
     "nvidia_h100_pcie_80gb": "nvidia_h100_sxm_80gb",
+    "nvidia_h100_pcie_80gb_nvlink_pairs": "nvidia_h100_sxm_80gb",
     "nvidia_h200_sxm_141gb": "nvidia_h100_sxm_80gb",
     "nvidia_b200_sxm_180gb": "nvidia_h100_sxm_80gb",
     "nvidia_gb200_nvl72": "nvidia_h100_sxm_80gb",

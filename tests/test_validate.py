@@ -3,15 +3,29 @@
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deepflow.cli import main
+from deepflow.config import split_overrides
 from deepflow.errors import ConfigError
-from deepflow.validate import ADDED_COLUMNS, read_table, summarize, validate_table
+from deepflow.sweep.settings import parse_setting
+from deepflow.validate import (
+    ADDED_COLUMNS,
+    choices,
+    read_table,
+    read_validated,
+    summarize,
+    validate_table,
+    write_table,
+)
+from deepflow.validate.ablations import ABLATIONS
+from deepflow.validate.goals import reached
+from deepflow.validate.plots import draw_parity, panels_of
 
-TABLE = "tests/data/measured/train_h100_ultrascale_first_200_rows.csv"
+TABLE = "tests/data/measured/op_collectives.csv.gz"
 TRAINING = {
     "hardware": "H100 SXM5 80GB",
     "run_type": "train",
@@ -67,7 +81,7 @@ def test_errors_are_signed_and_relative_to_the_measurement():
         (TRAINING | {"metric": "wind_speed"}, "wind_speed"),
         (TRAINING | {"tp": "3"}, "tensor 3"),
         (TRAINING | {"hidden": "wide"}, "wide"),
-        (TRAINING | {"cp": "2"}, "cp = 2"),
+        (TRAINING | {"recompute": "some"}, "recompute = some"),
         (GEMM | {"latency_us": "1", "dtype": "fp8"}, "fp8"),
         ({"colour": "blue"}, "not one of"),
     ],
@@ -127,11 +141,11 @@ def test_groups_count_every_row_and_summarise_the_predicted_ones():
 
 
 def test_tables_are_read_plain_and_compressed(tmp_path):
-    plain = read_table(TABLE)
-    assert len(plain) == 200
-    compressed = tmp_path / "table.csv.gz"
-    compressed.write_bytes(gzip.compress(Path(TABLE).read_bytes()))
-    assert read_table(compressed) == plain
+    compressed = read_table(TABLE)
+    assert len(compressed) == 800
+    plain = tmp_path / "table.csv"
+    plain.write_bytes(gzip.decompress(Path(TABLE).read_bytes()))
+    assert read_table(plain) == compressed
 
 
 @pytest.mark.parametrize("content", [None, b"", b"a,b\n", b"\xff\xfe\x00\x01", b"\x1f\x8b broken"])
@@ -240,3 +254,197 @@ def test_whether_it_fits_is_right_or_wrong(micro_batch, answer):
         one(run | {"measured_value": str(1 - int(answer))}),
     )
     assert right.error_percent == 0 and abs(wrong.error_percent) == 100
+
+
+SELENE = {
+    "hardware": "A100-SXM-80GB (Selene)",
+    "quantity": "training_iteration_time",
+    "model": "megatron-22B",
+    "hidden": "6144",
+    "feedforward": "24576",
+    "seq_len": "2048",
+    "attn_heads": "64",
+    "attn_size": "96",
+    "num_layers": "48",
+    "num_procs": "8",
+    "tensor_par": "8",
+    "pipeline_par": "1",
+    "data_par": "1",
+    "batch_size": "4",
+    "microbatch_size": "4",
+    "pipeline_interleaving": "1",
+    "activation_recompute": "full",
+    "tensor_par_comm_type": "ar",
+    "optimizer_sharding": "False",
+    "value": "1.42",
+    "unit": "s",
+}
+PUBLISHED = {
+    "hardware": "A100-SXM-80GB (Selene)",
+    "phase": "train",
+    "scheme": "PTD-P (full recompute)",
+    "model": "174.6B",
+    "tp": "8",
+    "pp": "12",
+    "dp": "4",
+    "global_batch": "1536",
+    "microbatch": "1",
+    "seq_len": "2048",
+    "num_gpus": "384",
+    "value": "153",
+    "unit": "TFLOP/s per GPU",
+}
+
+
+def test_one_run_in_two_layouts_of_columns_is_one_prediction():
+    run = TRAINING | {
+        "source": "Megatron-LM",
+        "hardware": "A100 SXM4 80GB",
+        "n_gpus": "8",
+        "params": "22000000000",
+        "n_layers": "48",
+        "hidden": "6144",
+        "heads": "64",
+        "kv_heads": "64",
+        "ffn_dim": "24576",
+        "vocab": "51200",
+        "seq_len": "2048",
+        "global_batch": "4",
+        "micro_batch": "4",
+        "tp": "8",
+        "pp": "1",
+        "dp": "1",
+        "zero": "0",
+        "sp": "False",
+        "recompute": "full",
+        "metric": "iteration_time",
+    }
+    assert one(run).predicted == pytest.approx(one(SELENE).predicted)
+
+
+def test_published_rates_count_recomputation_as_the_publication_does():
+    """153 TFLOP/s and 84 days per 300B tokens are one measurement; so are their predictions."""
+    rate = one(PUBLISHED)
+    days = one(PUBLISHED | {"value": "84", "unit": "days per 300B tokens"})
+    executed = rate.measured * days.measured
+    assert rate.predicted * days.predicted == pytest.approx(executed, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (PUBLISHED | {"unit": "GPU-hours (total training)"}, "GPU-hours"),
+        (PUBLISHED | {"dp": ""}, "does not state the layout"),
+        (PUBLISHED | {"model": "LLaMA-65B"}, "LLaMA-65B"),
+        (PUBLISHED | {"phase": "infer"}, "not one of"),
+        (TRAINING | {"metric": "other_failure(timeout)", "measured_value": ""}, "another reason"),
+    ],
+)
+def test_what_a_publication_leaves_open_is_said(row, reason):
+    assert reason in one(row).not_predicted and one(row).predicted is None
+
+
+def test_runs_with_a_fault_of_the_framework_are_a_group_of_their_own(tmp_path, capsys):
+    """They are predicted and shown, and are no reason to fail a check."""
+    faulty = TRAINING | {"after_pp_fix": "False", "measured_value": "1000"}
+    sound = TRAINING | {"after_pp_fix": "True"}
+    memory = faulty | {"metric": "fits_in_memory", "measured_value": "1"}
+    alone = faulty | {"pp": "1", "dp": "8"}
+    results = list(validate_table([faulty, sound, memory, alone]))
+    assert [item.explicable for item in results] == [False, True, True, True]
+    groups = summarize(results)
+    assert len({group.group for group in groups}) == 3
+    table = tmp_path / "table.csv"
+    lines = [",".join(row[name] for name in faulty) for row in (faulty, sound)]
+    table.write_text("\n".join([",".join(faulty), *lines]) + "\n")
+    assert main(["validate", str(table), "--max-mape", "99"]) == 0
+    assert "before the framework's pipeline fix" in capsys.readouterr().out
+
+
+def test_a_run_that_ended_early_is_of_the_model_of_the_others():
+    stated = TRAINING | {"model": "small", "params": "", "tie_embeddings": "True"}
+    blank = stated | {"tie_embeddings": "", "ffn_dim": ""}
+    both = list(validate_table([stated, blank]))
+    assert both[0].predicted == both[1].predicted
+    other = list(validate_table([stated | {"model": "other"}, blank]))
+    assert other[1].predicted is None and "''" in other[1].not_predicted
+
+
+def test_the_framework_is_found_by_what_a_row_says_of_its_source():
+    plain = one(TRAINING)
+    megatron = one(TRAINING | {"source": "a paper of 2022, Megatron-LM on Selene"})
+    assert megatron.predicted != plain.predicted
+    file = "configs/framework-config/megatron_lm.yaml"
+    (given,) = validate_table([TRAINING], framework_file=file)
+    assert given.predicted == megatron.predicted
+
+
+def test_groups_tell_long_kernels_and_large_messages_from_others():
+    kernels = [GEMM | {"latency_us": "200"}, GEMM | {"latency_us": "5"}]
+    messages = [COLLECTIVE, COLLECTIVE | {"bytes": "1024"}, COLLECTIVE | {"ranks": "2"}]
+    groups = [item.group for item in validate_table(kernels + messages)]
+    assert len(set(groups)) == 5
+    assert groups[0].endswith("over 20 us") and groups[3].endswith("below 1 MiB")
+
+
+def test_a_choice_is_judged_by_what_was_measured_of_it():
+    """Of two layouts the one predicted faster; its loss is that of the measured rates."""
+    rate = TRAINING | {"metric": "tok_per_s_per_gpu", "model": "m"}
+    slow = rate | {"tp": "16", "dp": "1", "pp": "1"}
+    fast = slow | {"tp": "2", "dp": "8"}
+    rows = [slow | {"measured_value": "100"}, fast | {"measured_value": "80"}]
+    results = list(validate_table(rows))
+    assert results[1].predicted > results[0].predicted
+    (choice,) = choices(results)
+    assert (choice.runs, choice.devices, choice.good) == (2, 16, False)
+    assert choice.loss_percent == pytest.approx(20)
+    (single,) = (list(choices(results[:1])),)
+    assert single == []
+
+
+def test_written_rows_are_read_back(tmp_path):
+    rows = list(validate_table([TRAINING, TRAINING | {"tp": "3"}]))
+    write_table(rows, tmp_path / "rows.csv")
+    again = read_validated(tmp_path / "rows.csv")
+    assert [item.group for item in again] == [item.group for item in rows]
+    assert [item.not_predicted for item in again] == [item.not_predicted for item in rows]
+    assert again[0].error_percent == pytest.approx(rows[0].error_percent, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["parity.png", "parity.svg"])
+def test_parity_plots_show_what_was_predicted(tmp_path, name):
+    rows = [TRAINING, TRAINING | {"metric": "fits_in_memory", "measured_value": "1"}]
+    panels = panels_of(list(validate_table(rows)))
+    assert list(panels) == ["step_time", "fits_in_memory"]
+    draw_parity(panels, tmp_path / name)
+    assert (tmp_path / name).stat().st_size > 1000
+    draw_parity({}, tmp_path / name)
+
+
+def test_goals_are_met_by_perfect_predictions_and_missed_by_bad_ones():
+    rows = list(validate_table([PUBLISHED, PUBLISHED | {"unit": "days per 300B tokens"}]))
+    perfect = [replace(item, measured=item.predicted) for item in rows]
+    bad = [replace(item, measured=2 * item.predicted) for item in rows]
+    assert [item.met for item in reached({"train_a100_literature": perfect})] == [True, True]
+    assert [item.met for item in reached({"train_a100_literature": bad})] == [False, False]
+    assert reached({"some other table": perfect}) == []
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS, ids=lambda item: item.name)
+def test_every_mechanism_can_be_switched_off(ablation):
+    """Its keys exist, and it changes something that it says it concerns."""
+    kernels = {
+        "gemm": GEMM | {"latency_us": "1"},
+        "attention_prefill": ATTENTION | {"q_len": "1024", "kv_len": "1024", "head_dim": "64"},
+        "all_reduce": COLLECTIVE,
+    }
+    of_a_framework = TRAINING | {"source": "nanotron", "sequence": "", "tp": "4", "dp": "2"}
+    megatron = SELENE | {"activation_recompute": "none"}
+    rows = [of_a_framework, megatron, *kernels.values()]
+    concerned = [row for row in rows if ablation.concerns([row])]
+    overrides = split_overrides(
+        {item.path: item.value for item in map(parse_setting, ablation.options)}
+    )[0]
+    before = [item.predicted for item in validate_table(concerned)]
+    after = [item.predicted for item in validate_table(concerned, overrides=overrides)]
+    assert None not in before and None not in after and before != after

@@ -1,5 +1,6 @@
 """Configuration: what the files may say, and the checked dataclasses made from them."""
 
+from deepflow.config.framework import FrameworkConfig, load_framework_config
 from deepflow.config.hardware import HardwareConfig
 from deepflow.config.loading import (
     DeepFlowWarning,
@@ -13,22 +14,25 @@ from deepflow.config.loading import (
     split_overrides,
     with_overrides,
 )
-from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig
+from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig, VitModel
 from deepflow.config.schema import did_you_mean, flatten
 from deepflow.config.units import parse_quantity
 
 __all__ = [
     "DeepFlowWarning",
+    "FrameworkConfig",
     "GemmModel",
     "HardwareConfig",
     "LlmModel",
     "LstmModel",
     "ModelConfig",
+    "VitModel",
     "budget_problems",
     "canonical_override",
     "did_you_mean",
     "flatten",
     "json_schema",
+    "load_framework_config",
     "load_hardware_config",
     "load_model_config",
     "parse_quantity",

@@ -22,6 +22,8 @@ LAYOUTS = ("none", "auto", *("-".join(order) for order in permutations(PARALLEL_
 # Bytes of an element of each data type that matrix units multiply. TF32 is kept as FP32.
 DTYPE_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5, "int8": 1}
 
+ATTENTION_LIBRARIES = ("flash_attention_2", "flash_attention_3", "tensorrt_llm")
+
 
 @record(frozen=True)
 class SoftwareParameters:
@@ -49,17 +51,44 @@ class SoftwareParameters:
         choices=("fused", "eager"),
     )
     host_time_per_kernel: float = option(
-        "time the host needs to issue one kernel, framework included; a layer's pass takes at"
-        " least as long as issuing its kernels",
+        "time the host needs to issue one kernel, framework included; a pass takes at least as"
+        " long as issuing its kernels",
         0.0,
         unit="s",
         minimum=0,
         plausible=(0, 1e-2),
     )
+    host_time_per_collective: float = option(
+        "time the host needs to issue a collective, beyond that of a kernel",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-2),
+    )
+    host_time_per_rank: float = option(
+        "time the host spends on a collective for each rank of its group, when the communication"
+        " library checks every call with the other ranks",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-2),
+    )
+    host_time_per_step: float = option(
+        "time of a step in which the device waits for the host, whatever the model",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 10),
+    )
     attention_kernel: str = option(
         "fused keeps scores on the chip; unfused writes them to memory",
         "fused",
         choices=("fused", "unfused"),
+    )
+    attention_library: str = option(
+        "whose fused attention kernels run; their rate is in tech_param.core.attention_rates",
+        "flash_attention_2",
+        choices=ATTENTION_LIBRARIES,
     )
     reserved_memory: float = option(
         "device memory taken by driver context, communication library and allocator",
@@ -67,6 +96,13 @@ class SoftwareParameters:
         unit="bytes",
         minimum=0,
         plausible=(0, 2**40),
+    )
+    host_bandwidth: float | None = option(
+        "bandwidth of a device to the host's memory, each direction, for what is offloaded",
+        None,
+        unit="bytes/s",
+        above=0,
+        plausible=(1e6, 1e14),
     )
     h2d_bandwidth: float | None = option(
         "host to device copies of embeddings; zero, negative or null switches them off",
@@ -100,6 +136,19 @@ class PrecisionRates:
         return {dtype: rate for dtype, rate in rates.items() if rate is not None}
 
 
+def _attention_rate(library: str) -> Any:
+    return option(f"that of {library} (default: attention_util)", None, above=0, maximum=1)
+
+
+@record(frozen=True)
+class AttentionRates:
+    """Achieved fractions of the peak in the products of attention, beside its exponentials."""
+
+    flash_attention_2: float | None = _attention_rate("FlashAttention-2")
+    flash_attention_3: float | None = _attention_rate("FlashAttention-3")
+    tensorrt_llm: float | None = _attention_rate("TensorRT-LLM")
+
+
 @record(frozen=True)
 class CoreTechnology:
     """A device's compute: bundles (SMs) of multiply-accumulate units (tensor cores, "MCU")."""
@@ -126,6 +175,14 @@ class CoreTechnology:
     )
     operating_frequency: float | None = option(
         "clock, whatever the power budget allows", None, unit="Hz", above=0, plausible=(1e6, 1e11)
+    )
+    sustained_frequency: float | None = option(
+        "clock that power and heat allow in hours of training; kernels alone run at"
+        " operating_frequency (default: the same)",
+        None,
+        unit="Hz",
+        above=0,
+        plausible=(1e6, 1e11),
     )
     nominal_voltage: float | None = option("nominal supply", None, unit="V", above=0, maximum=20)
     threshold_voltage: float | None = option("threshold", None, unit="V", minimum=0, maximum=20)
@@ -156,6 +213,21 @@ class CoreTechnology:
     exposed_epilogue: float = option(
         "part of the time to write a product that no arithmetic hides", 0.0, minimum=0, maximum=1
     )
+    split_latency: float = option(
+        "with whole_waves: time that bundles which share a block's inner dimension wait for each"
+        " other",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-3),
+    )
+    warp_matrix_rate: float = option(
+        "part of the matrix rate that instructions of single warps reach, where the full rate takes"
+        " asynchronous ones of several warps",
+        1.0,
+        above=0,
+        maximum=1,
+    )
     special_functions_per_cycle: float | None = option(
         "exponentials per cycle and bundle; they bound attention (default: no bound)",
         None,
@@ -168,6 +240,24 @@ class CoreTechnology:
         above=0,
         maximum=1,
     )
+    attention_rates: AttentionRates = option(
+        "attention_util by the library of sw_param.attention_library", AttentionRates()
+    )
+    attention_block_latency: float = option(
+        "time of a block of attention that is neither arithmetic nor transfer: the wait for what it"
+        " reads first and for its output",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-3),
+    )
+
+    def attention_fraction(self, library: str) -> float:
+        """Achieved fraction of the peak in the products of a library's attention kernels."""
+        for fraction in (getattr(self.attention_rates, library), self.attention_util):
+            if fraction is not None:
+                return float(fraction)
+        return self.util
 
 
 @record(frozen=True)
@@ -265,8 +355,21 @@ class LinkTechnology:
     """A device's links to others, within a node or between nodes."""
 
     latency: float = option("latency of a message", unit="s", minimum=0, plausible=(0, 1e-1))
-    pipeline_fill: float = option(
-        "time to fill a collective's pipeline of chunks; half the transfer if that is less",
+    handshake: float = option(
+        "time to hand over a chunk of a collective, which is cut into as many chunks as is best",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-1),
+    )
+    reduction_util: float = option(
+        "fraction of the bandwidth that reductions inside the switch achieve (0: it has none)",
+        0.0,
+        minimum=0,
+        maximum=1,
+    )
+    reduction_latency: float = option(
+        "time of a reduction inside the switch beyond its transfers",
         0.0,
         unit="s",
         minimum=0,
@@ -399,8 +502,10 @@ class SystemHierarchy:
 
 @record(frozen=True)
 class NetworkTopology:
-    inter_node: str = option("topology between nodes", "ring")
-    intra_node: str = option("topology within a node", "ring")
+    inter_node: str = option(
+        "topology between nodes (switch or fully_connected: collectives may use trees)", "ring"
+    )
+    intra_node: str = option("topology within a node, likewise", "ring")
 
 
 @record(frozen=True)
@@ -482,9 +587,11 @@ class Parallelism:
         aliases=("ep",),
     )
     stage_balance: str = option(
-        "layers to stages: equal numbers, or equal FLOPs with the head counted in",
+        "layers to stages: equal numbers; equal FLOPs with the head counted in; or cumulative, cut"
+        " behind the layer with which products so far reach a stage's share (the last stages may"
+        " stay empty)",
         "layers",
-        choices=("layers", "flops"),
+        choices=("layers", "flops", "cumulative"),
     )
     sequence_parallel: bool = option(
         "shard norms and residuals over the tensor group along the sequence", True
@@ -496,12 +603,14 @@ class Parallelism:
         choices=(0, 1, 2, 3),
     )
     overlap_parameter_gather: bool = option(
-        "with zero 3, gather the weights of the next layer while one is computed; with less, gather"
-        " updated weights while the update goes on",
-        True,
+        "with zero 3, gather the weights of the next layer while one is computed", True
     )
-    overlap_tensor_communication: bool = option(
-        "run collectives of the tensor group beside products that do not need them", False
+    overlap_tensor_communication: str = option(
+        "collectives of the tensor group beside products: none; backward, gradients of inputs"
+        " beside products for gradients of weights; full, gathers beside the products that they"
+        " feed as well",
+        "none",
+        choices=("none", "backward", "full"),
     )
     recompute: str = option(
         "activations computed again in the backward pass: none, those of whole layers, or those"
@@ -510,7 +619,7 @@ class Parallelism:
         choices=("none", "full", "selective"),
     )
     recompute_layers: int | None = option(
-        "layers of each stage that full recomputation is for (default: all)",
+        "layers of each stage (or part of one) that full recomputation is for (default: all)",
         None,
         minimum=0,
         maximum=100_000,
@@ -525,6 +634,12 @@ class Parallelism:
         "what stays in the host's memory between uses: optimizer states, or saved activations too",
         "none",
         choices=("none", "optimizer", "optimizer_and_activations"),
+    )
+    zero_1_reduction: str = option(
+        "with zero 1, gradients are reduced to their owners (reduce_scatter), or all of them to"
+        " all devices after the last backward pass (all_reduce)",
+        "reduce_scatter",
+        choices=("reduce_scatter", "all_reduce"),
     )
     overlap_gradient_reduction: bool = option(
         "reduce gradients while the last backward pass still runs", True

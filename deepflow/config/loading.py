@@ -18,7 +18,14 @@ from deepflow.config.hardware import (
     NetworkPower,
     Parallelism,
 )
-from deepflow.config.model import MODEL_MODES, GemmModel, LlmModel, LstmModel, ModelConfig
+from deepflow.config.model import (
+    MODEL_MODES,
+    GemmModel,
+    LlmModel,
+    LstmModel,
+    ModelConfig,
+    VitModel,
+)
 from deepflow.config.old_style import keys_as_written, translate
 from deepflow.config.schema import (
     build,
@@ -168,9 +175,12 @@ def load_hardware_config(
     anything wrong with the file or an override; issues DeepFlowWarning for budgets whose
     parts add up to more than the whole. Files of the older style, one for hardware and model,
     are accepted and translated (see ``old_style.py``); override keys are the current ones.
+
+    A file with ``base``, the path of another hardware file seen from its own folder, holds only
+    what differs from that one. Names and aliases are its own.
     """
     file = str(path)
-    data = _mapping_of(read_yaml(path), file, "hardware")
+    data = _on_its_base(_mapping_of(read_yaml(path), file, "hardware"), path)
     _check_fma_spelling(data, file)
     written: Mapping[str, str] = {}
     older = translate(data, file)
@@ -185,6 +195,41 @@ def load_hardware_config(
     for problem in budget_problems(config):
         warnings.warn(f"{file}: {problem}", DeepFlowWarning, stacklevel=2)
     return config
+
+
+def _on_its_base(
+    data: Mapping[Any, object], path: str | Path, below: tuple[Path, ...] = ()
+) -> Mapping[Any, object]:
+    """The content of a hardware file, put over that of its ``base`` if it names one."""
+    base = data.get("base")
+    if "base" not in data:
+        return data
+    file = str(path)
+    if not isinstance(base, str) or not base:
+        raise ConfigError("is no path of a hardware file", file=file, key="base", value=base)
+    below = (*below, Path(path).resolve())
+    parent = Path(path).parent / base
+    if parent.resolve() in below:
+        raise ConfigError("leads back to the file itself", file=file, key="base", value=base)
+    if not parent.is_file():
+        raise ConfigError(f"there is no file {parent}", file=file, key="base", value=base)
+    content = _mapping_of(read_yaml(parent), str(parent), "hardware")
+    inherited = _on_its_base(content, parent, below)
+    # A mistake in the other file is told as that file's.
+    load_hardware_config(parent)
+    own = {key: value for key, value in data.items() if key != "base"}
+    kept = {key: value for key, value in inherited.items() if key not in ("name", "aliases")}
+    return _merged(kept, own)
+
+
+def _merged(below: Mapping[Any, object], above: Mapping[Any, object]) -> dict[Any, object]:
+    """Both mappings in one, section by section; ``above`` wins."""
+    result = dict(below)
+    for key, value in above.items():
+        other = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(other, Mapping)
+        result[key] = _merged(other, value) if both else value  # type: ignore[arg-type]
+    return result
 
 
 def _name_of(given: str, path: str | Path) -> str:
@@ -317,6 +362,7 @@ def _suggested_root(path: str) -> str:
         ("model", LlmModel),
         ("model", LstmModel),
         ("model", GemmModel),
+        ("model", VitModel),
     ):
         try:
             resolve_path(section, path)
@@ -502,22 +548,71 @@ def check_hardware(config: HardwareConfig) -> None:
 
 def check_model(config: ModelConfig, file: str = "") -> None:
     """Raises ConfigError if keys of a model configuration contradict each other."""
-    if not isinstance(config, LlmModel):
-        return
-    if config.head_dim is None and config.hidden_dim % config.num_heads:
+    match config:
+        case LlmModel():
+            problem = _contradiction(config)
+        case VitModel():
+            if config.image_size % config.patch_size:
+                problem = ("patch_size", f"must divide image_size = {config.image_size}")
+            else:
+                problem = _contradiction(config.transformer)
+        case _:
+            problem = None
+    if problem is not None:
+        key, text = problem
         raise ConfigError(
-            f"must divide hidden_dim = {config.hidden_dim}, unless head_dim is given",
-            file=file,
-            key="model_param.num_heads",
-            value=config.num_heads,
+            text, file=file, key=f"model_param.{key}", value=shown(getattr(config, key))
         )
-    if config.num_heads % config.kv_heads:
-        raise ConfigError(
-            f"must divide num_heads = {config.num_heads}",
-            file=file,
-            key="model_param.num_kv_heads",
-            value=config.kv_heads,
+
+
+def _contradiction(model: LlmModel) -> tuple[str, str] | None:
+    """(key, what is wrong with it) for the first key that contradicts others."""
+    if model.head_dim is None and model.hidden_dim % model.num_heads:
+        return "num_heads", f"must divide hidden_dim = {model.hidden_dim}, unless head_dim is given"
+    if model.num_heads % model.kv_heads:
+        return "num_kv_heads", f"must divide num_heads = {model.num_heads}"
+    if model.num_experts is None:
+        for key in _EXPERT_KEYS:
+            if getattr(model, key) != _LLM_DEFAULTS[key]:
+                return key, "needs num_experts, without which all layers are dense"
+    else:
+        if model.experts_per_token > model.num_experts:
+            return "experts_per_token", f"is more than num_experts = {model.num_experts}"
+        if model.num_dense_layers > model.num_layers:
+            return "num_dense_layers", f"is more than num_layers = {model.num_layers}"
+        if model.expert_capacity_factor is not None and model.expert_imbalance != 1:
+            return (
+                "expert_imbalance",
+                "has no effect beside expert_capacity_factor, which states the rows of an expert",
+            )
+    if model.kv_latent_dim is None:
+        for key in _LATENT_KEYS:
+            if getattr(model, key) != _LLM_DEFAULTS[key]:
+                return key, "needs kv_latent_dim, without which attention is not latent"
+    elif model.kv_heads != model.num_heads:
+        return (
+            "num_kv_heads",
+            f"must be num_heads = {model.num_heads} in latent attention (kv_latent_dim), where"
+            " every head has keys and values",
         )
+    if model.tie_embeddings and model.num_classes is not None:
+        return "tie_embeddings", "needs an output embedding; num_classes asks for a classifier"
+    if model.tie_embeddings and model.patch_dim is not None:
+        return "tie_embeddings", "needs an embedding of tokens; patch_dim asks for one of patches"
+    return None
+
+
+_EXPERT_KEYS = (
+    "experts_per_token",
+    "expert_ffn_dim",
+    "num_shared_experts",
+    "num_dense_layers",
+    "expert_layer_period",
+    "expert_imbalance",
+    "expert_capacity_factor",
+)
+_LATENT_KEYS = ("query_latent_dim", "rotary_head_dim")
+_LLM_DEFAULTS = {key.name: key.default for key in keys_of(LlmModel)}
 
 
 def budget_problems(config: HardwareConfig) -> Iterator[str]:
@@ -548,9 +643,20 @@ def budget_problems(config: HardwareConfig) -> Iterator[str]:
 
 
 def json_schema(kind: str) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a "hardware" or "model" file; ConfigError for others."""
+    """JSON Schema (draft 2020-12) of a "hardware", "model" or "framework" file.
+
+    Raises ConfigError for other kinds.
+    """
     if kind == "hardware":
-        schema = object_schema(HardwareConfig)
+        whole = object_schema(HardwareConfig)
+        base = {"type": "string", "description": "hardware file that this one changes"}
+        on_a_base = {"type": "object", "properties": {"base": base}, "required": ["base"]}
+        schema = {"anyOf": [whole, on_a_base]}
+    elif kind == "framework":
+        # Frameworks are read with this module, so it cannot import them at the top.
+        from deepflow.config.framework import framework_schema
+
+        schema = framework_schema()
     elif kind == "model":
         schema = {
             "type": "object",
@@ -559,7 +665,9 @@ def json_schema(kind: str) -> dict[str, Any]:
             "additionalProperties": False,
         }
     else:
-        raise ConfigError("no such schema", key="kind", value=kind, allowed="hardware, model")
+        raise ConfigError(
+            "no such schema", key="kind", value=kind, allowed="hardware, model, framework"
+        )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"DeepFlow {kind} file",

@@ -40,7 +40,7 @@ class LstmModel:
 
 @record(frozen=True)
 class LlmModel:
-    """A decoder-only transformer and the batch it is trained on."""
+    """A transformer and the batch it is trained on: by default a decoder of language."""
 
     global_batch_size: int = option(
         "sequences per optimizer step, over all devices",
@@ -202,11 +202,92 @@ class LlmModel:
     def value_width(self) -> int:
         return self.value_head_dim if self.value_head_dim is not None else self.head_width
 
+    @property
+    def expert_width(self) -> int:
+        """Width of one expert's feed-forward layer."""
+        return self.feed_forward_dim if self.expert_ffn_dim is None else self.expert_ffn_dim
 
-ModelConfig = GemmModel | LstmModel | LlmModel
+    @property
+    def shared_expert_width(self) -> int:
+        """Width of all shared experts together."""
+        return self.num_shared_experts * self.expert_width
 
-MODEL_MODES: dict[str, type[GemmModel] | type[LstmModel] | type[LlmModel]] = {
+
+@record(frozen=True)
+class VitModel:
+    """A vision transformer that classifies images (ViT; Dosovitskiy et al., arXiv 2010.11929)."""
+
+    global_batch_size: int = option(
+        "images per optimizer step, over all devices",
+        minimum=1,
+        maximum=2**31,
+        aliases=("batch_size",),
+    )
+    image_size: int = option("pixels along each side of an image", minimum=1, maximum=2**16)
+    patch_size: int = option("pixels along each side of a patch", minimum=1, maximum=2**16)
+    num_classes: int = option("classes that the head tells apart", minimum=1, maximum=2**24)
+    hidden_dim: int = option("width of the residual stream", minimum=1, maximum=2**24)
+    num_heads: int = option("heads of attention", minimum=1, maximum=2**16)
+    num_layers: int = option("transformer layers", minimum=1, maximum=100_000)
+    ffn_dim: int | None = option(
+        "width of the feed-forward layer (default: 4 * hidden_dim)", None, minimum=1, maximum=2**26
+    )
+    ffn_mult: float | None = option(
+        "feed-forward width as a multiple of hidden_dim; wins over ffn_dim",
+        None,
+        above=0,
+        maximum=1000,
+    )
+    channels: int = option("colours, values of a pixel", 3, minimum=1, maximum=2**16)
+    class_token: bool = option(
+        "a learned token beside the patches, from which the classifier reads", True
+    )
+    dropout: float = option(
+        "probability of dropping activations and attention scores; only whether it is zero"
+        " matters to time and memory",
+        0.0,
+        minimum=0,
+        maximum=1,
+    )
+    n_images: float | None = option(
+        "images of the whole training run, for the time to train", None, minimum=0
+    )
+    mode: str = option("kind of model", "VIT", choices=("VIT",))
+    name: str = option("name shown in results (default: the file's name)", "")
+
+    @property
+    def transformer(self) -> LlmModel:
+        """The same model with patches in the place of tokens: what is predicted.
+
+        An encoder with GELU, layer norms and learned positions, as in the paper.
+        """
+        seq_len = (self.image_size // self.patch_size) ** 2 + self.class_token
+        return LlmModel(
+            global_batch_size=self.global_batch_size,
+            seq_len=seq_len,
+            hidden_dim=self.hidden_dim,
+            num_heads=self.num_heads,
+            vocab_size=self.num_classes,
+            num_layers=self.num_layers,
+            ffn_dim=self.ffn_dim,
+            ffn_mult=self.ffn_mult,
+            position_embedding="learned",
+            causal=False,
+            dropout=self.dropout,
+            patch_dim=self.patch_size**2 * self.channels,
+            num_classes=self.num_classes,
+            n_tokens=None if self.n_images is None else self.n_images * seq_len,
+            name=self.name,
+        )
+
+
+ModelConfig = GemmModel | LstmModel | LlmModel | VitModel
+
+MODEL_MODES: dict[
+    str, type[GemmModel] | type[LstmModel] | type[LlmModel] | type[VitModel]
+] = {
     "GEMM": GemmModel,
     "LSTM": LstmModel,
     "LLM": LlmModel,
+    "VIT": VitModel,
 }

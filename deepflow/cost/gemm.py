@@ -16,7 +16,9 @@ A, B, C for the matrices' bytes, the traffic is
 w is 1 when all three matrices fit L2 together; otherwise partial sums of C leave and return
 for every further L2 tile along k, w = 2 gk2 - 1. Register traffic follows from the shape of
 the matrix unit (``register_bytes``). Work at all levels overlaps: the time is the longest of
-compute and each level's bytes / bandwidth + latency (roofline, Williams et al. 2009).
+compute and each level's bytes / bandwidth + latency (roofline, Williams et al. 2009). On devices
+whose products run in ``whole_waves``, compute is that of a GPU library's blocks, and it overlaps
+with DRAM as it does in real kernels, not quite (``library_kernels``, ``kernel_seconds``).
 
 Against the research code this starts from: C is written to DRAM at least once and reloads are
 rounded up; every tile that fits is a candidate instead of twenty random ones; all L1 traffic
@@ -36,8 +38,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
-from typing import TypeVar
+from functools import lru_cache, reduce
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +54,9 @@ Count = TypeVar("Count", float, Floats)
 Tile = tuple[int, int, int]
 
 # Blocks of C that GPU libraries offer (rows, columns) and the part of the largest block's rate
-# that each reaches: a smaller block loads more operands per FLOP. The steps of the inner
-# dimension, and into how many parts it may be cut.
+# that each reaches: a smaller block loads more operands per FLOP, and in the end it is bound by
+# the latency of its loads. The steps of the inner dimension, and into how many parts it may be
+# cut.
 BLOCKS = (
     (256, 128, 1.0),
     (128, 256, 1.0),
@@ -61,13 +64,29 @@ BLOCKS = (
     (128, 64, 0.85),
     (64, 128, 0.85),
     (64, 64, 0.7),
+    (128, 32, 0.5),
+    (32, 128, 0.5),
+    (128, 16, 0.3),
+    (16, 128, 0.3),
 )
 BLOCK_DEPTH = 64
-INNER_PARTS = (1, 2, 4, 8, 16)
+INNER_PARTS = (1, 2, 4, 8, 16, 32, 64)
 PARTIAL_SUM_BYTES = 4
 
 # Shapes remembered over all devices of a process: about 50 MB when full.
 REMEMBERED_SHAPES = 2**15
+
+
+class ElementBytes(NamedTuple):
+    """Bytes of an element of A, B and C, where they differ.
+
+    Caches and registers hold elements as the matrix units take them, with the size of A's:
+    weights of fewer bits are widened on their way.
+    """
+
+    a: float
+    b: float
+    c: float
 
 
 @record(frozen=True)
@@ -90,9 +109,17 @@ class GemmCost:
 
 
 def gemm_cost(
-    accelerator: Accelerator, m: int, k: int, n: int, precision: float, batch: int = 1
+    accelerator: Accelerator,
+    m: int,
+    k: int,
+    n: int,
+    precision: float | ElementBytes,
+    batch: int = 1,
 ) -> GemmCost:
-    """Cost of C[m, n] = A[m, k] B[k, n] with elements of ``precision`` bytes, ``batch`` times.
+    """Cost of ``batch`` products C[m, n] = A[m, k] B[k, n], elements of ``precision`` bytes.
+
+    The products are independent and run in one kernel: blocks of all of them fill waves
+    together, a tile holds parts of one product, and bytes and FLOP are those of all.
 
     Among tilings of equal time it takes the one with the least hypot(DRAM bytes, L2 bytes),
     then the first innermost loop of k, m, n. Remembered per device and shape.
@@ -101,15 +128,17 @@ def gemm_cost(
         InfeasiblePoint: the device has no throughput somewhere, or an L1 or L2 memory that
             cannot hold one element of each matrix.
     """
-    return _search(accelerator.roofline_limits, m, k, n, precision, batch)
+    sizes = precision if isinstance(precision, tuple) else ElementBytes(*3 * (precision,))
+    return _search(accelerator.roofline_limits, m, k, n, sizes, batch)
 
 
 def gemm_costs(
-    accelerator: Accelerator, shapes: Iterable[tuple[int, int, int]], precision: float
+    accelerator: Accelerator,
+    shapes: Iterable[tuple[int, int, int]],
+    precision: float | ElementBytes,
 ) -> list[GemmCost]:
     """``gemm_cost`` of every (m, k, n) in ``shapes``, in their order."""
-    limits = accelerator.roofline_limits
-    return [_search(limits, int(m), int(k), int(n), precision) for m, k, n in shapes]
+    return [gemm_cost(accelerator, m, k, n, precision) for m, k, n in shapes]
 
 
 def gemm_flops(m: int, k: int, n: int) -> float:
@@ -137,35 +166,62 @@ def l1_bytes(a: float, b: float, c: float, m1: Count, n1: Count, k2: Count) -> C
     return a * n1 + b * m1 + c * k2
 
 
-def compute_seconds(limits: RooflineLimits, m: int, k: int, n: int, precision: float) -> float:
-    """Time of arithmetic, with the part of writing C that nothing hides.
+@record(frozen=True)
+class LibraryKernel:
+    """A kernel that a GPU library has for a product, as far as its speed goes; seconds."""
 
-    Without ``whole_waves`` all units share the FLOP evenly. With it, C is cut into blocks, one
-    to a bundle at a time, and the last wave takes as long as a full one (wave quantisation:
-    NVIDIA, "Matrix Multiplication Background User's Guide"). The library picks the block and how
-    many bundles share a block's inner dimension; these add up partial sums (32-bit) through the
-    last-level cache. Never faster for a larger m, k or n.
+    arithmetic: float  # with the part of writing C that it does not hide
+    adding_up: float  # of partial sums, after all else
+
+
+def library_kernels(
+    limits: RooflineLimits, m: int, k: int, n: int, written_bytes: float, batch: int = 1
+) -> tuple[LibraryKernel, ...]:
+    """The kernels from which a GPU library picks the fastest, for ``kernel_seconds``.
+
+    C is cut into blocks, one to a bundle at a time, and the last wave takes as long as a full
+    one (wave quantisation: NVIDIA, "Matrix Multiplication Background User's Guide"). The part
+    ``exposed_epilogue`` of writing C, ``written_bytes`` in all, follows. Several bundles may share
+    a block's inner dimension: then they wait for each other (``split_latency``) and add up
+    partial sums (32-bit) through the last-level cache. Blocks of all products of a batch fill
+    waves together.
     """
-    written = precision * m * n / limits.bandwidths[3] * limits.exposed_epilogue
-    if not limits.whole_waves:
-        return gemm_flops(m, k, n) / limits.usable_flops + written
-    bundle_rate = limits.usable_flops / limits.num_bundles
-    partial_sums = 2 * PARTIAL_SUM_BYTES * m * n / limits.bandwidths[2]
-    best = math.inf
-    for rows, columns, achieved in BLOCKS:
-        blocks = -(-m // rows) * -(-n // columns)
-        least = 2.0 * m * k * n / (limits.usable_flops * achieved)
-        block_rate = bundle_rate * achieved / (2 * rows * columns)
-        for parts in INNER_PARTS:
-            adding_up = partial_sums * parts if parts > 1 else 0.0
-            if least + adding_up >= best:
-                break  # More parts only add up more.
-            waves = -(-blocks * parts // limits.num_bundles)
-            depth = -(-k // (parts * BLOCK_DEPTH)) * BLOCK_DEPTH
-            time = waves * depth / block_rate + adding_up
-            if time < best:
-                best = time
-    return best + written
+    written = written_bytes / limits.bandwidths[3] * limits.exposed_epilogue
+    bundles = limits.num_bundles
+    step_rate = limits.usable_flops / bundles / (2 * BLOCK_DEPTH)
+    partial_sums = 2 * PARTIAL_SUM_BYTES * batch * m * n / limits.bandwidths[2]
+    ideal = 2.0 * batch * m * k * n / limits.usable_flops
+    cuts = [
+        (batch * -(-m // rows) * -(-n // columns), rows * columns / achieved)
+        for rows, columns, achieved in BLOCKS
+    ]
+    kernels: list[LibraryKernel] = []
+    shortest, added = math.inf, 0.0
+    for parts in INNER_PARTS:
+        adding_up = limits.split_latency + partial_sums * parts if parts > 1 else 0.0
+        if adding_up - added >= shortest - ideal:
+            break  # More parts cannot save what they take.
+        depth = -(-k // (parts * BLOCK_DEPTH))
+        elements = min([-(-blocks * parts // bundles) * size for blocks, size in cuts])
+        arithmetic = depth * elements / step_rate
+        if arithmetic < shortest:
+            shortest, added = arithmetic, adding_up
+            kernels.append(LibraryKernel(arithmetic + written, adding_up))
+    return tuple(kernels)
+
+
+def kernel_seconds(kernels: Iterable[LibraryKernel], dram_seconds: Count) -> Count:
+    """Time of the fastest of ``kernels`` when DRAM needs ``dram_seconds`` (a number or a table).
+
+    Arithmetic and DRAM overlap, but not to the end: their time is the 3-norm of both, which is
+    the longer of them where they are far apart, and 26 % more where they are equal. The exponent
+    is that of the least error over measured 16-bit products on two GPUs.
+    """
+    cubes = dram_seconds**3
+    fastest: Count = reduce(
+        np.minimum, (np.cbrt(item.arithmetic**3 + cubes) + item.adding_up for item in kernels)
+    )
+    return fastest
 
 
 def l2_bytes(order: str, a: float, b: float, c: float, m1: Count, k1: Count, n1: Count) -> Count:
@@ -211,15 +267,18 @@ class _Dimension:
 class _Problem:
     """One shape on one device, as the search for the best tiling needs it.
 
-    ``a``, ``b``, ``c`` are bytes of the matrices. ``l1_k[i, j]`` is the index of the largest
-    size along k that fits L1 beside the i-th size along m and the j-th along n, ``l2_k`` the
-    same for L2; -1 where none does.
+    Capacities hold one product of a batch at a time, and all take the same tiling. So it is
+    found for one product, ``limits`` being its share of the bandwidth; times are those of the
+    whole batch. ``a``, ``b``, ``c`` are bytes of the matrices of one product. ``l1_k[i, j]`` is
+    the index of the largest size along k that fits L1 beside the i-th size along m and the j-th
+    along n, ``l2_k`` the same for L2; -1 where none does.
     """
 
     limits: RooflineLimits
-    compute_time: float  # s
     register_bytes: float
-    floor_time: float  # s, of compute and registers, which no tiling changes
+    compute_time: float  # s, with all else infinitely fast
+    floor_time: float  # s, of what no tiling changes: registers, and compute without waves
+    kernels: tuple[LibraryKernel, ...]  # none without waves
     a: float
     b: float
     c: float
@@ -231,6 +290,15 @@ class _Problem:
     n: _Dimension
     l1_k: Indices
     l2_k: Indices
+
+    def beside_dram(self, dram: Count) -> Count:
+        """Seconds of DRAM traffic of ``dram`` bytes for each product, and all work beside it."""
+        limits = self.limits
+        seconds = dram / limits.bandwidths[3] + limits.latencies[3]
+        if self.kernels:
+            seconds = kernel_seconds(self.kernels, seconds)
+        longer: Count = np.maximum(seconds, self.floor_time)
+        return longer
 
 
 @record(frozen=True)
@@ -255,9 +323,9 @@ _FREE = np.zeros((1, 1))
 
 @lru_cache(maxsize=REMEMBERED_SHAPES)
 def _search(
-    limits: RooflineLimits, m: int, k: int, n: int, precision: float, batch: int = 1
+    limits: RooflineLimits, m: int, k: int, n: int, sizes: ElementBytes, batch: int
 ) -> GemmCost:
-    problem = _problem(limits, m, k, n, precision)
+    problem = _problem(limits, m, k, n, sizes, batch)
     best = _outputs_stay(problem)
     if _weights_stay_bound(problem) < best.key:
         best = min(best, _weights_stay(problem), key=lambda choice: choice.key)
@@ -267,33 +335,46 @@ def _search(
         found = _weights_stay(mirror)
         found = replace(found, order="n", l2=found.l2[::-1], l1=found.l1[::-1])
         best = min(best, found, key=lambda choice: choice.key)
-    return _cost(problem, best, gemm_flops(m, k, n))
+    return _cost(problem, best, gemm_flops(m, k, n), batch)
 
 
-def _problem(limits: RooflineLimits, m: int, k: int, n: int, precision: float) -> _Problem:
+def _problem(
+    limits: RooflineLimits, m: int, k: int, n: int, sizes: ElementBytes, batch: int
+) -> _Problem:
     elements = []
     for size, name in (
         (limits.l1_bytes_per_tile, limits.level_names[1]),
         (limits.l2_bytes_per_tile, limits.level_names[2]),
     ):
-        elements.append(int(size // precision))
+        elements.append(int(size // sizes.a))
         if elements[-1] < 3:
             raise InfeasiblePoint(
                 f"memory level {name} has {size:g} bytes per tile, too few for one element"
-                f" ({precision} bytes) of each matrix"
+                f" ({sizes.a} bytes) of each matrix"
             )
     l1_elements, l2_elements = elements
-    a, b, c = float(precision * m * k), float(precision * k * n), float(precision * m * n)
-    compute_time = compute_seconds(limits, m, k, n, precision)
-    registers = register_bytes(limits, m, k, n, precision)
+    a, b, c = float(sizes.a * m * k), float(sizes.b * k * n), float(sizes.c * m * n)
+    l0, l1, l2, l3 = limits.bandwidths
+    registers = register_bytes(limits, m, k, n, sizes.a)
+    floor_time = batch * registers / l0 + limits.latencies[0]
+    kernels: tuple[LibraryKernel, ...] = ()
+    if limits.whole_waves:
+        kernels = library_kernels(limits, m, k, n, batch * c, batch)
+        compute_time = min(item.arithmetic + item.adding_up for item in kernels)
+    else:
+        written = batch * c / l3 * limits.exposed_epilogue
+        compute_time = batch * gemm_flops(m, k, n) / limits.usable_flops + written
+        floor_time = max(floor_time, compute_time)
+    limits = limits._replace(bandwidths=(l0 / batch, l1 / batch, l2 / batch, l3 / batch))
     along_m, along_k, along_n = _dimension(m), _dimension(k), _dimension(n)
     rows = along_m.sizes[:, None]
     faces, edges = rows * along_n.sizes, rows + along_n.sizes
     return _Problem(
         limits,
-        compute_time,
         registers,
-        max(compute_time, registers / limits.bandwidths[0] + limits.latencies[0]),
+        compute_time,
+        floor_time,
+        kernels,
         a,
         b,
         c,
@@ -363,11 +444,8 @@ def _weights_stay_bound(problem: _Problem) -> tuple[float, float]:
     l2 = float(l2_bytes("m", problem.a, problem.b, problem.c, tiles_n, tiles_k, tiles_n).min())
     dram = problem.a + problem.b + problem.c
     limits = problem.limits
-    time = max(
-        problem.floor_time,
-        l2 / limits.bandwidths[2] + limits.latencies[2],
-        dram / limits.bandwidths[3] + limits.latencies[3],
-    )
+    l2_time = l2 / limits.bandwidths[2] + limits.latencies[2]
+    time = max(float(problem.beside_dram(dram)), l2_time)
     return time, dram * dram + l2 * l2
 
 
@@ -402,7 +480,7 @@ def _least(
     ``dram`` and ``excluded`` (infinite where there is no such tiling) broadcast to the others.
     """
     bandwidths, latencies = problem.limits.bandwidths, problem.limits.latencies
-    dram_time = np.maximum(dram / bandwidths[3] + latencies[3], problem.floor_time)
+    dram_time = problem.beside_dram(dram)
     time = l1 / bandwidths[1]
     time += latencies[1]
     l2_time = l2 / bandwidths[2]
@@ -416,7 +494,7 @@ def _least(
     return float(best), float(traffic[first]), tuple(int(axis[first]) for axis in ties)
 
 
-def _cost(problem: _Problem, choice: _Choice, flops: float) -> GemmCost:
+def _cost(problem: _Problem, choice: _Choice, flops: float, batch: int) -> GemmCost:
     a, b, c, limits = problem.a, problem.b, problem.c, problem.limits
     along = (problem.m, problem.k, problem.n)
     m1, k1, n1 = (float(along[i].counts[choice.l1[i]]) for i in range(3))
@@ -433,14 +511,14 @@ def _cost(problem: _Problem, choice: _Choice, flops: float) -> GemmCost:
             moved, limits.bandwidths, limits.latencies, strict=True
         )
     )
-    time, bound = problem.compute_time, "compute"
+    longest, bound = problem.compute_time, "compute"
     for level_time, name in zip((t0, t1, t2, t3), limits.level_names, strict=True):
-        if level_time > time:
-            time, bound = level_time, name
+        if level_time > longest:
+            longest, bound = level_time, name
     return GemmCost(
-        time,
-        flops,
-        moved,
+        choice.time,
+        batch * flops,
+        (batch * moved[0], batch * moved[1], batch * moved[2], batch * moved[3]),
         (t0, t1, t2, t3),
         _sizes(along, choice.l2),
         _sizes(along, choice.l1),

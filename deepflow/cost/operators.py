@@ -1,17 +1,19 @@
 """Costs of operators and blocks on one device: time by class, FLOPs, bytes, energy.
 
-Matrix multiplications use the tile search of ``gemm.py``; fused attention runs at its own
-achieved fraction of the peak or at memory speed, whichever is slower; everything else at
-memory speed (roofline, Williams et al. 2009). Every kernel pays the launch overhead.
+Matrix multiplications use the tile search of ``gemm.py``, fused attention the blocks of
+``attention.py``; everything else runs at memory speed (roofline, Williams et al. 2009). Every
+kernel pays the launch overhead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 
-from deepflow.cost.attention import attention_compute_time
-from deepflow.cost.collectives import collective_cost
+from deepflow.config.hardware import SoftwareParameters
+from deepflow.cost.attention import attention_cost, attention_limits
+from deepflow.cost.collectives import COPIES_OWN_PART, collective_cost
 from deepflow.cost.gemm import GemmCost, gemm_cost
 from deepflow.cost.grouped_gemm import grouped_gemm_cost
 from deepflow.cost.roofline import roofline_time
@@ -32,24 +34,54 @@ from deepflow.workload.operators import (
 class Cost:
     """What running something once on one device takes. Times in seconds.
 
-    The five times are disjoint and add up to ``time``; ``communication`` is time in which
-    the device waits for its tensor group.
+    The times are disjoint and add up to ``time``. Those of communication are times in which the
+    device waits for a group: context, expert, data, or (``communication``) any other, which is
+    the tensor group in passes and the next stage in transfers; ``host_transfer`` is waiting for
+    what is offloaded. ``issue`` is no part of the time: what the host takes to issue the kernels,
+    which it does ahead of the device.
     """
 
     gemm: float = 0.0
     attention: float = 0.0
     elementwise: float = 0.0
     communication: float = 0.0
+    context_communication: float = 0.0
+    expert_communication: float = 0.0
+    data_communication: float = 0.0
+    host_transfer: float = 0.0
     launch: float = 0.0
     flops: float = 0.0
     dram_bytes: float = 0.0
     l2_bytes: float = 0.0
     intra_node_bytes: float = 0.0
     inter_node_bytes: float = 0.0
+    issue: float = 0.0
 
     @property
     def time(self) -> float:
-        return self.gemm + self.attention + self.elementwise + self.communication + self.launch
+        return (
+            self.gemm
+            + self.attention
+            + self.elementwise
+            + self.waiting
+            + self.host_transfer
+            + self.launch
+        )
+
+    @property
+    def waiting(self) -> float:
+        """Time of communication, whatever the group."""
+        return (
+            self.communication
+            + self.context_communication
+            + self.expert_communication
+            + self.data_communication
+        )
+
+    def paced(self) -> Cost:
+        """The device waits for the host where issuing takes longer; that is launch overhead."""
+        lag = self.issue - self.time
+        return self + Cost(launch=lag) if lag > 0 else self
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, name) + getattr(other, name) for name in COST_FIELDS))
@@ -59,15 +91,30 @@ class Cost:
 
 
 COST_FIELDS = tuple(item.name for item in fields(Cost))
+_TIMES = COST_FIELDS.index("launch") + 1
+
+_AMOUNTS = attrgetter(*COST_FIELDS)
+
+# Class of the time in which a device waits for a group.
+_WAITING = {
+    "context": "context_communication",
+    "expert": "expert_communication",
+    "data": "data_communication",
+    "expert_data": "data_communication",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorCost:
-    """One operator with its cost and what bounds it ("compute", a memory level, a network)."""
+    """One operator with its cost and what bounds it ("compute", a memory level, a network).
+
+    ``ranks``: size of the group of a collective that sends anything.
+    """
 
     operator: Operator
     cost: Cost
     bound: str
+    ranks: int = 1
 
     @property
     def kernels(self) -> int:
@@ -76,7 +123,7 @@ class OperatorCost:
             case Elementwise(kernels=kernels):
                 return kernels
             case Collective():
-                return 1 if self.cost.communication else 0
+                return 1 if self.cost.waiting else 0
             case _:
                 return 1
 
@@ -100,7 +147,7 @@ def operator_cost(
             )
             return _gemm_cost(operator, found, launch)
         case GroupedGemm():
-            found = grouped_gemm_cost(
+            grouped = grouped_gemm_cost(
                 accelerator,
                 operator.rows,
                 operator.experts,
@@ -109,19 +156,24 @@ def operator_cost(
                 software.precision,
                 sums_rows=operator.sums_rows,
             )
-            return _gemm_cost(operator, found, launch)
-        case Attention():
-            moved = operator.elements_moved * software.precision
-            compute = attention_compute_time(operator, hardware)
-            memory = roofline_time(accelerator, 0.0, moved)
             cost = Cost(
-                attention=max(compute, memory),
+                gemm=grouped.time,
                 launch=launch,
                 flops=operator.flops,
-                dram_bytes=moved,
+                dram_bytes=grouped.dram_bytes,
+                l2_bytes=grouped.l2_bytes,
             )
-            bound = "compute" if compute >= memory else accelerator.memory[-1].name
-            return OperatorCost(operator, cost, bound)
+            return OperatorCost(operator, cost, grouped.bound)
+        case Attention():
+            size = software.precision
+            attention = attention_cost(operator, attention_limits(hardware), size, size)
+            cost = Cost(
+                attention=attention.time,
+                launch=launch,
+                flops=operator.flops,
+                dram_bytes=attention.dram_bytes,
+            )
+            return OperatorCost(operator, cost, attention.bound)
         case Elementwise():
             cost = Cost(
                 elementwise=roofline_time(accelerator, 0.0, operator.bytes_moved),
@@ -134,21 +186,23 @@ def operator_cost(
             group = groups[operator.group]
             sent = collective_cost(operator.kind, operator.message_bytes, group)
             copied = 0.0
-            if sent.time and operator.kind in ("all_gather", "reduce_scatter"):
+            if sent.time and operator.kind in COPIES_OWN_PART:
                 # A rank's own part is read from one buffer and written to the other.
                 copied = 2 * operator.message_bytes / group.size
+            waiting = sent.time + roofline_time(accelerator, 0.0, copied)
             cost = Cost(
-                communication=sent.time + roofline_time(accelerator, 0.0, copied),
                 dram_bytes=copied,
                 # A send belongs to the kernel that made its data.
                 launch=launch if sent.time and operator.kind != "send" else 0.0,
                 intra_node_bytes=sent.intra_bytes,
                 inter_node_bytes=sent.inter_bytes,
+                **{_WAITING.get(operator.group, "communication"): waiting},
             )
-            return OperatorCost(operator, cost, f"{operator.group} network")
+            ranks = group.size if sent.time else 1
+            return OperatorCost(operator, cost, f"{operator.group} network", ranks)
 
 
-def _gemm_cost(operator: Gemm | GroupedGemm, found: GemmCost, launch: float) -> OperatorCost:
+def _gemm_cost(operator: Gemm, found: GemmCost, launch: float) -> OperatorCost:
     cost = Cost(
         gemm=found.time,
         launch=launch,
@@ -166,28 +220,61 @@ def block_cost(
     return tuple(operator_cost(operator, hardware, groups) for operator in block.operators)
 
 
-def total(costs: tuple[OperatorCost, ...], host_time_per_kernel: float = 0.0) -> Cost:
-    """Sum over a chain of operators; what the host lags behind counts as launch overhead.
+def total(costs: Iterable[OperatorCost], software: SoftwareParameters | None = None) -> Cost:
+    """Sum over a chain of operators.
 
-    The host issues kernels ahead of the device, so a chain takes the longer of both: the sum of
-    its kernels, or the time to issue them.
+    Operators run one after another, but for collectives with ``beside``: those run on their link
+    while the operators after them do, so only what is left of them when they are waited for counts
+    as time. A link carries one collective at a time. With ``software`` the sum knows how long the
+    host takes to issue the chain; ``Cost.paced`` makes it wait for that.
     """
+    costs = tuple(costs)
     sums = [0.0] * len(COST_FIELDS)
     for item in costs:
-        cost = item.cost
-        sums = [
-            sums[0] + cost.gemm,
-            sums[1] + cost.attention,
-            sums[2] + cost.elementwise,
-            sums[3] + cost.communication,
-            sums[4] + cost.launch,
-            sums[5] + cost.flops,
-            sums[6] + cost.dram_bytes,
-            sums[7] + cost.l2_bytes,
-            sums[8] + cost.intra_node_bytes,
-            sums[9] + cost.inter_node_bytes,
-        ]
-    if host_time_per_kernel:
-        issued = host_time_per_kernel * sum(item.kernels for item in costs)
-        sums[4] += max(0.0, issued - sum(sums[:5]))
+        sums = [x + y for x, y in zip(sums, _AMOUNTS(item.cost), strict=True)]
+    if any(type(item.operator) is Collective and item.operator.beside for item in costs):
+        sums[:_TIMES] = _overlapped_times(costs)
+    if software is not None:
+        sums[-1] = sum(_issue_time(item, software) for item in costs)
     return Cost(*sums)
+
+
+def _issue_time(item: OperatorCost, software: SoftwareParameters) -> float:
+    """Time of the host to issue an operator, framework and communication library included."""
+    time = software.host_time_per_kernel * item.kernels
+    if item.ranks > 1:
+        time += software.host_time_per_collective + software.host_time_per_rank * item.ranks
+    return time
+
+
+def _overlapped_times(costs: tuple[OperatorCost, ...]) -> list[float]:
+    """The times of ``Cost`` for a chain in which collectives run beside other operators."""
+    times = [0.0] * _TIMES
+    now = 0.0
+    link_free: dict[str, float] = {}
+    # What runs beside: (position that waits for it, end, index of its class of time).
+    beside: list[tuple[int, float, int]] = []
+    for position, item in enumerate(costs):
+        operator, spent = item.operator, _AMOUNTS(item.cost)[:_TIMES]
+        for waits, end, index in beside:
+            if waits == position and end > now:
+                times[index] += end - now
+                now = end
+        if not isinstance(operator, Collective):
+            times = [x + y for x, y in zip(times, spent, strict=True)]
+            now += item.cost.time
+            continue
+        index = COST_FIELDS.index(_WAITING.get(operator.group, "communication"))
+        end = max(now, link_free.get(operator.group, 0.0)) + item.cost.time
+        link_free[operator.group] = end
+        if operator.beside:
+            beside.append((position + operator.beside + 1, end, index))
+        else:
+            times[index] += end - now - item.cost.launch
+            times[_TIMES - 1] += item.cost.launch
+            now = end
+    for waits, end, index in beside:
+        if waits >= len(costs) and end > now:
+            times[index] += end - now
+            now = end
+    return times

@@ -7,6 +7,7 @@ bundle of units or the whole device, as ``scope`` says.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ class Core:
     dataflow: str
     whole_waves: bool
     exposed_epilogue: float
+    split_latency: float = 0.0  # s, of bundles that share a block's inner dimension
 
 
 @record(frozen=True)
@@ -75,7 +77,9 @@ class Link:
     operating_voltage: float | None  # V
     operating_frequency: float | None  # bit/s of one link
     energy_per_bit: float | None  # J/bit
-    pipeline_fill: float = 0.0  # s, of a collective
+    handshake: float = 0.0  # s, of a chunk of a collective
+    reduction_bandwidth: float = 0.0  # bytes/s, of reductions inside the switch
+    reduction_latency: float = 0.0  # s, of one
 
 
 class RooflineLimits(NamedTuple):
@@ -92,6 +96,7 @@ class RooflineLimits(NamedTuple):
     num_bundles: int
     whole_waves: bool
     exposed_epilogue: float
+    split_latency: float  # s
     level_names: tuple[str, str, str, str]
 
 
@@ -134,6 +139,7 @@ class Accelerator:
             self.core.num_bundles,
             self.core.whole_waves,
             self.core.exposed_epilogue,
+            self.core.split_latency,
             (l0.name, l1.name, l2.name, l3.name),
         )
 
@@ -144,3 +150,19 @@ class Hardware:
 
     config: HardwareConfig
     accelerator: Accelerator
+
+    @cached_property
+    def under_load(self) -> Hardware:
+        """The same device at the clock that it keeps in long runs; peaks stay those of the chip."""
+        core = self.accelerator.core
+        clock = self.config.tech_param.core.sustained_frequency
+        if clock is None or clock >= core.operating_frequency:
+            return self
+        share = clock / core.operating_frequency
+        slower = replace(
+            core,
+            operating_frequency=clock,
+            usable_flops=core.usable_flops * share,
+            attention_flops=core.attention_flops * share,
+        )
+        return replace(self, accelerator=replace(self.accelerator, core=slower))

@@ -281,7 +281,6 @@ def _core(config: HardwareConfig) -> Core:
     )
     rate = _precision_rate(config)
     peak = technology.nominal_flop_rate_per_mcu * rate * area_scaling * clock * num_mcu
-    attention_util = technology.attention_util
     width = technology.FMA_width
     return Core(
         num_mcu=num_mcu,
@@ -292,13 +291,14 @@ def _core(config: HardwareConfig) -> Core:
         operating_frequency=clock,
         peak_flops=peak,
         usable_flops=peak * technology.util,
-        attention_flops=peak * (technology.util if attention_util is None else attention_util),
+        attention_flops=peak * technology.attention_fraction(config.sw_param.attention_library),
         energy_per_flop=_energy_per_flop(technology, voltage, rate),
         matrix_rows=technology.FMA_d1 if width is None else width,
         matrix_depth=technology.FMA_d2 if width is None else width,
         dataflow=technology.dataflow,
         whole_waves=technology.whole_waves,
         exposed_epilogue=technology.exposed_epilogue,
+        split_latency=technology.split_latency,
     )
 
 
@@ -496,8 +496,17 @@ def _link(config: HardwareConfig, network: str, directions: int) -> Link:
     key = f"tech_param.network.{network}."
     energy = technology.nominal_energy_per_link
     if technology.bandwidth is not None:
-        usable = technology.bandwidth * technology.util
-        return Link(usable, technology.latency, None, None, None, energy, technology.pipeline_fill)
+        return Link(
+            bandwidth=technology.bandwidth * technology.util,
+            latency=technology.latency,
+            num_links=None,
+            operating_voltage=None,
+            operating_frequency=None,
+            energy_per_bit=energy,
+            handshake=technology.handshake,
+            reduction_bandwidth=technology.bandwidth * technology.reduction_util,
+            reduction_latency=technology.reduction_latency,
+        )
     area = float(getattr(config.area_breakdown.network, network))
     edge = float(getattr(config.perimeter_breakdown, network)) * _edge(config)
     if area == 0 or edge == 0:
@@ -512,12 +521,15 @@ def _link(config: HardwareConfig, network: str, directions: int) -> Link:
     nominal_power = energy * num_links * nominal_clock
     voltage, relative = supply.metered(power / nominal_power if nominal_power else 0.0)
     clock = nominal_clock * relative
+    peak = num_links * clock / (8 * directions)
     return Link(
-        bandwidth=num_links * clock * technology.util / (8 * directions),
+        bandwidth=peak * technology.util,
         latency=technology.latency,
         num_links=num_links,
         operating_voltage=voltage,
         operating_frequency=clock,
         energy_per_bit=energy * (voltage / supply.nominal) ** 2 if voltage else energy,
-        pipeline_fill=technology.pipeline_fill,
+        handshake=technology.handshake,
+        reduction_bandwidth=peak * technology.reduction_util,
+        reduction_latency=technology.reduction_latency,
     )

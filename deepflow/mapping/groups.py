@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from deepflow.config.hardware import CollectiveAlgorithms
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware, parallel_links
+from deepflow.hardware.accelerator import Link
 from deepflow.record import record
+
+# Topologies in which any rank reaches any other without passing through third ones.
+SWITCHED = ("switch", "fully_connected")
+
+
+@record(frozen=True)
+class LinkProtocol:
+    """How collectives use a class of links, beyond its bandwidth and latency.
+
+    ``handshake``: seconds to hand over one chunk. Reductions inside the switch run at
+    ``reduction_bandwidth`` bytes/s of each rank (zero: it cannot reduce) and take
+    ``reduction_latency`` seconds more. ``switched``: any rank reaches any other at once.
+    """
+
+    handshake: float = 0.0
+    reduction_bandwidth: float = 0.0
+    reduction_latency: float = 0.0
+    switched: bool = False
+
+
+PLAIN = LinkProtocol()
 
 
 @record(frozen=True)
@@ -12,8 +35,8 @@ class Group:
     """Ranks that communicate with each other, and the links between them.
 
     ``size`` ranks: ``intra_size`` of them within each of ``inter_size`` nodes. Bandwidths are
-    bytes/s of one rank in each direction, latencies seconds per message, fills seconds per
-    collective.
+    bytes/s of one rank in each direction, latencies seconds per step. ``algorithms``: (kind of
+    collective, algorithm) where the file forces one.
     """
 
     name: str
@@ -24,8 +47,9 @@ class Group:
     intra_latency: float
     inter_bandwidth: float
     inter_latency: float
-    intra_fill: float = 0.0
-    inter_fill: float = 0.0
+    intra_protocol: LinkProtocol = PLAIN
+    inter_protocol: LinkProtocol = PLAIN
+    algorithms: tuple[tuple[str, str], ...] = ()
 
 
 def place_group(
@@ -52,6 +76,7 @@ def place_group(
         intra_size = size
     inter_size = size // intra_size
     intra, inter = hardware.accelerator.intra_node, hardware.accelerator.inter_node
+    topology = hardware.config.network_topology
     intra_bandwidth = intra.bandwidth / system.intra_derate if system.intra_derate else 0.0
     inter_bandwidth = inter.bandwidth / system.inter_derate if system.inter_derate else 0.0
     if between_nodes:
@@ -75,6 +100,23 @@ def place_group(
         intra.latency,
         inter_bandwidth,
         inter.latency,
-        intra.pipeline_fill,
-        inter.pipeline_fill,
+        _protocol(intra, topology.intra_node, intra_bandwidth),
+        _protocol(inter, topology.inter_node, inter_bandwidth),
+        _forced(hardware.config.execution_backend.astra.collectives),
     )
+
+
+def _protocol(link: Link, topology: str, bandwidth: float) -> LinkProtocol:
+    """``bandwidth``: what the group has of the link, bytes/s; reductions are derated alike."""
+    shared = bandwidth / link.bandwidth if link.bandwidth else 0.0
+    return LinkProtocol(
+        link.handshake,
+        link.reduction_bandwidth * shared,
+        link.reduction_latency,
+        topology in SWITCHED,
+    )
+
+
+def _forced(asked: CollectiveAlgorithms) -> tuple[tuple[str, str], ...]:
+    kinds = ("all_gather", "all_reduce", "reduce_scatter", "all_to_all")
+    return tuple((kind, choice) for kind in kinds if (choice := getattr(asked, kind)) != "auto")

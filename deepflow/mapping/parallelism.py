@@ -1,10 +1,13 @@
 """Parallel degrees, batches and groups of one training run, checked and complete.
 
-Rank order: tensor innermost, then data, then pipeline (Megatron-LM, arXiv 2104.04473, 3), so
-that the chattiest dimension stays inside a node.
+Rank order: tensor innermost, then context, then data, then pipeline (Megatron-LM, arXiv
+2104.04473, 3), so that the chattiest dimension stays inside a node. Experts are spread over
+neighbouring ranks of the context and data dimensions taken together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from deepflow.config.hardware import PARALLEL_DIMENSIONS, Parallelism, SystemHierarchy
 from deepflow.config.model import LlmModel
@@ -12,36 +15,62 @@ from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
 from deepflow.mapping.groups import Group, place_group
 from deepflow.record import record
-from deepflow.workload.transformer import multiply_accumulates_per_token
+from deepflow.workload.transformer import (
+    layer_kinds,
+    multiply_accumulates_per_token,
+    segment_work,
+)
+
+EMBEDDING, HEAD = "embedding", "head"
+# Added to the kind of a layer whose activations are computed again.
+RECOMPUTED = ", recomputed"
 
 
 @record(frozen=True)
 class TrainingMapping:
     """A transformer's training step laid out on a machine.
 
-    ``stage_layers[s]`` layers run on stage ``s``; the first stage also holds the embedding,
-    the last one the head. ``pipeline_hop`` is a pair of ranks of neighbouring stages.
+    ``parts[p]`` are the segments of the p-th part of the model in order, by name: the embedding,
+    layers by kind, the head. Part p runs on pipeline stage ``p % pipeline``; a stage has
+    ``virtual_stages`` parts. ``groups`` by name: tensor; context; data, over which gradients of
+    all but experts are added up (it spans the context dimension too); expert; expert_data, over
+    which those of experts are; pipeline, a pair of neighbouring stages.
     """
 
     tensor: int
-    pipeline: int
+    context: int
+    expert: int
     data: int
+    pipeline: int
+    virtual_stages: int
     num_microbatches: int
     micro_batch_size: int
-    schedule: str
-    sequence_parallel: bool
-    zero: int
-    recompute: str
-    overlap_gradient_reduction: bool
-    gradient_bytes: int
-    stage_layers: tuple[int, ...]
-    tensor_group: Group
-    data_group: Group
-    pipeline_hop: Group
+    parts: tuple[tuple[str, ...], ...]
+    groups: dict[str, Group]
+    asked: Parallelism
 
     @property
     def num_devices(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.context * self.pipeline * self.data
+
+    @property
+    def sequence_parallel(self) -> bool:
+        return self.asked.sequence_parallel and self.tensor > 1
+
+    @property
+    def gradient_ranks(self) -> int:
+        """Devices over which gradients (all but those of experts) are added up."""
+        return self.groups["data"].size
+
+    @property
+    def overlaps_gradient_reduction(self) -> bool:
+        """Gradients are reduced beside the last backward pass."""
+        at_end = self.asked.zero == 1 and self.asked.zero_1_reduction == "all_reduce"
+        return self.asked.overlap_gradient_reduction and not at_end
+
+    def parts_of(self, stage: int) -> tuple[tuple[str, ...], ...]:
+        """The parts that ``stage`` holds, first to last."""
+        return self.parts[stage :: self.pipeline]
 
 
 def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
@@ -54,43 +83,96 @@ def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
     system = hardware.config.system_hierarchy
     asked = hardware.config.scheduling_param
     tensor = tensor_degree(asked)
-    pipeline = asked.pipeline
+    context, expert, pipeline = asked.context, asked.expert, asked.pipeline
     devices = system.num_devices_per_node * system.num_nodes
-    data = _data_degree(asked, tensor, pipeline, devices, system)
+    data = _data_degree(asked, tensor, devices, system)
     seen = dict.fromkeys(PARALLEL_DIMENSIONS, hardware)
     if system.layout != "none":
+        if context > 1 or expert > 1:
+            raise InfeasiblePoint(
+                "system_hierarchy.layout places tensor, data and pipeline dimensions only;"
+                f" parallelism.context is {context}, parallelism.expert {expert}"
+            )
         from deepflow.mapping.layout import Degrees, seen_by_dimension
 
         seen = seen_by_dimension(hardware, Degrees(tensor, 1, data, pipeline))
-    _check_divides("model.num_heads", model.num_heads, "parallelism.tensor", tensor)
-    _check_divides("the feed-forward width", model.feed_forward_dim, "parallelism.tensor", tensor)
+    _check_shapes(model, tensor, context, expert, data)
+    micro_batch_size, num_microbatches = _microbatches(asked, model.global_batch_size, data)
+    virtual_stages = _virtual_stages(asked, num_microbatches)
+    replicas = context * data
+    return TrainingMapping(
+        tensor=tensor,
+        context=context,
+        expert=expert,
+        data=data,
+        pipeline=pipeline,
+        virtual_stages=virtual_stages,
+        num_microbatches=num_microbatches,
+        micro_batch_size=micro_batch_size,
+        parts=_parts(model, pipeline * virtual_stages, asked),
+        groups={
+            "tensor": place_group(seen["kp1"], "tensor", tensor, 1, ("kp1", "kp2")),
+            "context": place_group(hardware, "context", context, tensor, ()),
+            "data": place_group(seen["dp"], "data", replicas, tensor, ("dp",)),
+            "expert": place_group(hardware, "expert", expert, tensor, ()),
+            "expert_data": place_group(
+                seen["dp"], "expert_data", replicas // expert, tensor * expert, ("dp",)
+            ),
+            "pipeline": place_group(
+                seen["lp"], "pipeline", min(pipeline, 2), tensor * replicas, ("lp",)
+            ),
+        },
+        asked=asked,
+    )
+
+
+def _check_shapes(model: LlmModel, tensor: int, context: int, expert: int, data: int) -> None:
+    for what, value in (
+        ("model.num_heads", model.num_heads),
+        ("the feed-forward width", model.feed_forward_dim),
+        ("the width of an expert", model.expert_width if model.num_experts else 0),
+        ("the width of shared experts", model.shared_expert_width),
+    ):
+        _check_divides(what, value, "parallelism.tensor", tensor)
     if model.kv_heads % tensor and tensor % model.kv_heads:
         raise InfeasiblePoint(
             f"parallelism.tensor {tensor} neither divides nor is a multiple of the"
             f" {model.kv_heads} key/value heads"
         )
-    if pipeline > model.num_layers:
-        raise InfeasiblePoint(
-            f"parallelism.pipeline {pipeline} is more than model.num_layers {model.num_layers}"
+    _check_divides("model.seq_len", model.seq_len, "parallelism.context", context)
+    if expert > 1:
+        if model.num_experts is None:
+            raise InfeasiblePoint(
+                f"parallelism.expert is {expert}, but the model has no experts (model.num_experts)"
+            )
+        _check_divides("model.num_experts", model.num_experts, "parallelism.expert", expert)
+        _check_divides(
+            f"parallelism.data {data} x context {context} =",
+            data * context,
+            "parallelism.expert",
+            expert,
         )
-    micro_batch_size, num_microbatches = _microbatches(asked, model.global_batch_size, data)
-    return TrainingMapping(
-        tensor=tensor,
-        pipeline=pipeline,
-        data=data,
-        num_microbatches=num_microbatches,
-        micro_batch_size=micro_batch_size,
-        schedule=asked.schedule,
-        sequence_parallel=asked.sequence_parallel and tensor > 1,
-        zero=asked.zero,
-        recompute=asked.recompute,
-        overlap_gradient_reduction=asked.overlap_gradient_reduction,
-        gradient_bytes=asked.gradient_bytes,
-        stage_layers=_stage_layers(model, pipeline, asked.stage_balance),
-        tensor_group=place_group(seen["kp1"], "tensor", tensor, 1, ("kp1", "kp2")),
-        data_group=place_group(seen["dp"], "data", data, tensor, ("dp",)),
-        pipeline_hop=place_group(seen["lp"], "pipeline", min(pipeline, 2), tensor * data, ("lp",)),
+
+
+def _virtual_stages(asked: Parallelism, num_microbatches: int) -> int:
+    if asked.schedule != "interleaved":
+        if asked.virtual_stages not in (None, 1):
+            raise InfeasiblePoint(
+                f"parallelism.virtual_stages is {asked.virtual_stages}, but only the schedule"
+                f" interleaved has any; parallelism.schedule is {asked.schedule}"
+            )
+        return 1
+    if asked.pipeline == 1:
+        raise InfeasiblePoint(
+            "the schedule interleaved needs several stages; parallelism.pipeline is 1"
+        )
+    _check_divides(
+        "for the schedule interleaved, the number of microbatches",
+        num_microbatches,
+        "parallelism.pipeline",
+        asked.pipeline,
     )
+    return asked.virtual_stages or 2
 
 
 def tensor_degree(asked: Parallelism) -> int:
@@ -100,24 +182,22 @@ def tensor_degree(asked: Parallelism) -> int:
     return (asked.kp1 or 1) * (asked.kp2 or 1)
 
 
-def _data_degree(
-    asked: Parallelism, tensor: int, pipeline: int, devices: int, system: SystemHierarchy
-) -> int:
+def _data_degree(asked: Parallelism, tensor: int, devices: int, system: SystemHierarchy) -> int:
     machine = (
         f"{devices} devices ({system.num_nodes} nodes of {system.num_devices_per_node};"
         " system_hierarchy.num_nodes, num_devices_per_node)"
     )
+    taken = tensor * asked.context * asked.pipeline
+    context = f" x context {asked.context}" if asked.context > 1 else ""
+    degrees = f"parallelism.tensor {tensor}{context} x pipeline {asked.pipeline}"
     if asked.data == "auto":
-        if devices % (tensor * pipeline):
-            raise InfeasiblePoint(
-                f"parallelism.tensor {tensor} x pipeline {pipeline} does not divide the {machine}"
-            )
-        return devices // (tensor * pipeline)
+        if devices % taken:
+            raise InfeasiblePoint(f"{degrees} does not divide the {machine}")
+        return devices // taken
     data = int(asked.data)
-    if tensor * pipeline * data != devices:
+    if taken * data != devices:
         raise InfeasiblePoint(
-            f"parallelism.tensor {tensor} x pipeline {pipeline} x data {data} ="
-            f" {tensor * pipeline * data}, but the machine has {machine};"
+            f"{degrees} x data {data} = {taken * data}, but the machine has {machine};"
             " data: auto takes what is left"
         )
     return data
@@ -152,26 +232,72 @@ def _microbatches(asked: Parallelism, global_batch_size: int, data: int) -> tupl
     return size, needed
 
 
-def _stage_layers(model: LlmModel, stages: int, balance: str) -> tuple[int, ...]:
-    """Layers of each stage, first to last; never none but on the head's stage.
+def _parts(model: LlmModel, number: int, asked: Parallelism) -> tuple[tuple[str, ...], ...]:
+    """The segments of every part of the model, first to last."""
+    kinds = layer_kinds(model)
+    limit = model.num_layers if asked.recompute_layers is None else asked.recompute_layers
+    if asked.stage_balance == "cumulative":
+        counts, head_part = _cut_by_weights(model, number)
+    else:
+        counts, head_part = _layers_per_part(model, number, asked.stage_balance), number - 1
+    parts, first = [], 0
+    for part, count in enumerate(counts):
+        layers = [
+            kind + (RECOMPUTED if asked.recompute == "full" and index < limit else "")
+            for index, kind in enumerate(kinds[first : first + count])
+        ]
+        first += count
+        parts.append(
+            (
+                *((EMBEDDING,) if part == 0 else ()),
+                *layers,
+                *((HEAD,) if part == head_part else ()),
+            )
+        )
+    return tuple(parts)
 
-    "flops": the smallest limit on a stage's work, in multiply-accumulates per token, under
-    which all layers find a place. The embedding is a lookup and weighs nothing.
+
+def _cut_by_weights(model: LlmModel, parts: int) -> tuple[Sequence[int], int]:
+    """Layers of each part, and the part of the head: cut where a part's share is reached.
+
+    A part ends with the layer with which products with weights so far reach its equal share of all;
+    none ends before it has a layer, so with more parts than layers the last ones stay empty.
+    """
+    work = segment_work(model, attention=False)
+    layers = [work[kind] for kind in layer_kinds(model)]
+    total = sum(layers) + work[HEAD]
+    counts, part, so_far = [0] * parts, 0, 0.0
+    for layer in layers:
+        counts[part] += 1
+        so_far += layer
+        if so_far >= total * (part + 1) / parts * (1 - 1e-12):
+            part = min(part + 1, parts - 1)
+    return counts, part
+
+
+def _layers_per_part(model: LlmModel, parts: int, balance: str) -> Sequence[int]:
+    """Layers of each part, first to last; the last one also holds the head.
+
+    "layers": as equal as can be. "flops": the smallest limit on a part's work, in
+    multiply-accumulates per token, under which all layers find a place; the embedding is a lookup
+    and weighs nothing.
     """
     layers = model.num_layers
-    last = layers // stages
-    if balance == "flops" and stages > 1:
+    if parts > layers:
+        raise InfeasiblePoint(f"{parts} pipeline stages are more than the {layers} layers")
+    if parts == 1:
+        return (layers,)
+    last = layers // parts
+    if balance == "flops":
         layer, head = multiply_accumulates_per_token(model)
         limits = sorted(count * layer + rest for count in range(layers + 1) for rest in (0.0, head))
         limit = next(
             limit
             for limit in limits
             if limit >= head
-            and (stages - 1) * int(limit // layer) + int((limit - head) // layer) >= layers
+            and (parts - 1) * int(limit // layer) + int((limit - head) // layer) >= layers
         )
-        last = min(int((limit - head) // layer), layers - stages + 1)
-    if stages == 1:
-        return (layers,)
-    # The last stage holds the head, so remainders go to the front.
-    each, extra = divmod(layers - last, stages - 1)
-    return (*(each + (stage < extra) for stage in range(stages - 1)), last)
+        last = min(int((limit - head) // layer), layers - parts + 1)
+    # The last part holds the head, so remainders go to the front.
+    each, extra = divmod(layers - last, parts - 1)
+    return (*(each + (part < extra) for part in range(parts - 1)), last)

@@ -6,37 +6,68 @@ from dataclasses import replace
 
 from deepflow.config.model import LlmModel
 from deepflow.hardware import Hardware
-from deepflow.mapping.parallelism import TrainingMapping
+from deepflow.mapping.parallelism import EMBEDDING, HEAD, RECOMPUTED, TrainingMapping
 from deepflow.mapping.tensor import shard_block
 from deepflow.record import record
-from deepflow.workload.operators import FP32, Block, Collective, Elementwise, backward
+from deepflow.workload.operators import (
+    FP32,
+    WEIGHT_GRADIENT,
+    Block,
+    Collective,
+    Elementwise,
+    Operator,
+    Recomputable,
+    backward,
+)
 from deepflow.workload.transformer import transformer_blocks
+
+OPTIMIZER_STATE_BYTES = 12  # 32-bit master weight, first and second moment
+
+# Which parts of a layer a choice of ``recompute_modules`` stands for.
+_MODULES = {
+    "core_attention": ("core_attention",),
+    "elementwise": ("elementwise",),
+    "core_attention_and_elementwise": ("core_attention", "elementwise"),
+}
 
 
 @record(frozen=True)
 class Segment:
     """A part of the model (embedding, layer or head) on one rank.
 
-    ``gradient`` runs once per instance and step over the data group; ``backward`` includes
-    the recomputed forward pass if there is one, and adding up gradients.
+    ``backward`` includes recomputed parts of the forward pass and adding up gradients;
+    ``backward_input`` and ``backward_weight`` are the same work in two passes: what earlier
+    segments wait for, and gradients of weights. ``gather`` brings in weights that are sharded over
+    the data group, before each pass; ``gradient`` reduces gradients over that group.
     """
 
     forward: Block
     backward: Block
+    backward_input: Block
+    backward_weight: Block
+    gather: Block
     gradient: Block
+
+    @property
+    def parameters(self) -> float:
+        """On one device if nothing is sharded over the data group, experts included."""
+        return self.dense_parameters + self.forward.expert_parameters
+
+    @property
+    def dense_parameters(self) -> float:
+        return self.forward.parameters + self.forward.replicated_parameters
 
 
 @record(frozen=True)
 class TrainingStep:
     """All that one rank runs, and what it passes on.
 
-    ``boundary_bytes``: activations of a microbatch between layers, over the tensor group.
-    ``hop``: the transfer of one rank's part of it to the next stage.
+    ``segments`` by the names in ``TrainingMapping.parts``. ``boundary_bytes``: activations of a
+    microbatch between layers, over the tensor group. ``hop``: the transfer of one rank's part of
+    it to the next stage.
     """
 
-    embedding: Segment
-    layer: Segment
-    head: Segment
+    segments: dict[str, Segment]
     boundary_bytes: float
     hop: Collective
 
@@ -45,58 +76,114 @@ def training_step(hardware: Hardware, model: LlmModel, mapping: TrainingMapping)
     """Shards the model's blocks and derives what training adds to them."""
     software = hardware.config.sw_param
     blocks = transformer_blocks(
-        model, mapping.micro_batch_size, software.precision, software.kernel_fusion
+        model,
+        mapping.micro_batch_size,
+        software.precision,
+        software.kernel_fusion,
+        unfused_attention=software.attention_kernel == "unfused",
+        context=mapping.context,
+        context_method=mapping.asked.context_method,
     )
-    boundary = float(
+    by_name = {EMBEDDING: blocks.embedding, HEAD: blocks.head, **blocks.layers}
+    boundary = (
         mapping.micro_batch_size * model.seq_len * model.hidden_dim * software.precision
-    )
+    ) / mapping.context
     part = mapping.tensor if mapping.sequence_parallel else 1
+    names = dict.fromkeys(name for part in mapping.parts for name in part)
     return TrainingStep(
-        embedding=_segment(blocks.embedding, hardware, mapping, recompute=False),
-        layer=_segment(blocks.layer, hardware, mapping, recompute=mapping.recompute == "full"),
-        head=_segment(blocks.head, hardware, mapping, recompute=False),
+        segments={
+            name: _segment(
+                by_name[name.removesuffix(RECOMPUTED)],
+                hardware,
+                mapping,
+                recomputed=name.endswith(RECOMPUTED),
+            )
+            for name in names
+        },
         boundary_bytes=boundary,
         hop=Collective("stage_transfer", "send", "pipeline", boundary / part),
     )
 
 
-def update_block(hardware: Hardware, mapping: TrainingMapping, parameters: float) -> Block:
-    """Clipping and Adam for ``parameters`` of one device, then the gathering of ZeRO 1.
+def update_block(
+    hardware: Hardware, mapping: TrainingMapping, dense: float, experts: float, replicated: float
+) -> Block:
+    """Clipping and Adam for the parameters of one device, then the gathering of ZeRO 1 and 2.
 
-    Per parameter: gradient, master copy and two moments read, the latter three and the weight
-    written; the gradient read once more for its norm and cleared. Eager clipping scales it
-    in a pass of its own.
+    ``dense`` and ``experts``: parameters outside and inside of experts; ``replicated``: those of
+    which every rank of the tensor group has a copy, but with sequence parallelism the gradients of
+    its own tokens only, which are added up first. Gradients are read for
+    their norm, and scaled where they stand; with fp16 they are freed of the loss scale first, in
+    another pass. Adam reads the gradient, master copy and two moments and writes the latter three
+    and the weight, which eager frameworks copy from the master in a pass of its own. Then
+    gradients are cleared.
     """
     software = hardware.config.sw_param
-    eager = software.kernel_fusion == "eager"
-    shared = mapping.data if mapping.zero >= 1 else 1
-    update = (mapping.gradient_bytes + 6 * FP32 + software.precision) * parameters / shared
-    norm_and_scale = mapping.gradient_bytes * (3 if eager else 1) * parameters / shared
-    clear = mapping.gradient_bytes * parameters
-    operators: list[Elementwise | Collective] = [
-        Elementwise("gradient_norm", norm_and_scale + clear, 2 * parameters / shared, 3),
-        Elementwise("adam_update", update, 12 * parameters / shared, 1),
+    zero, gradient_bytes = mapping.asked.zero, mapping.asked.gradient_bytes
+    eager, loss_scale = software.kernel_fusion == "eager", software.dtype == "fp16"
+    own = sharded(mapping, dense, experts) if zero >= 1 else dense + experts
+    clipping = (5 if loss_scale else 3) * gradient_bytes * own
+    clearing = gradient_bytes * (own if zero >= 2 else dense + experts)
+    update = (gradient_bytes + 6 * FP32 + software.precision + (FP32 if eager else 0)) * own
+    operators: list[Operator] = [
+        Elementwise("gradient_clipping", clipping + clearing, 3 * own, 4 if loss_scale else 3),
+        Elementwise("adam_update", update, 12 * own, 2 if eager else 1),
     ]
-    if shared > 1:
-        operators.append(
-            Collective("parameter_gather", "all_gather", "data", parameters * software.precision)
+    if mapping.sequence_parallel and replicated:
+        of_tokens = replicated * gradient_bytes
+        operators.insert(
+            0, Collective("replicated_gradient_reduction", "all_reduce", "tensor", of_tokens)
         )
+    if zero in (1, 2):
+        for group, parameters in (("data", dense), ("expert_data", experts)):
+            if parameters and mapping.groups[group].size > 1:
+                operators.append(
+                    Collective(
+                        "parameter_gather", "all_gather", group, parameters * software.precision
+                    )
+                )
     return Block("update", tuple(operators))
 
 
+def sharded(mapping: TrainingMapping, dense: float, experts: float) -> float:
+    """Parameters of one device when both kinds are dealt out over their data groups."""
+    return dense / mapping.groups["data"].size + experts / mapping.groups["expert_data"].size
+
+
+def saved_bytes(block: Block, mapping: TrainingMapping) -> float:
+    """Bytes that a forward block keeps for its backward pass, with selective recomputation."""
+    kept = block.saved_sequence + block.saved_feature
+    for part in _selected(block, mapping):
+        kept -= part.saved_sequence + part.saved_feature
+    return kept
+
+
+def _selected(block: Block, mapping: TrainingMapping) -> tuple[Recomputable, ...]:
+    if mapping.asked.recompute != "selective":
+        return ()
+    names = _MODULES[mapping.asked.recompute_modules]
+    return tuple(part for part in block.recomputable if part.name in names)
+
+
 def _segment(
-    block: Block, hardware: Hardware, mapping: TrainingMapping, recompute: bool
+    block: Block, hardware: Hardware, mapping: TrainingMapping, recomputed: bool
 ) -> Segment:
     software = hardware.config.sw_param
+    gradient_bytes = mapping.asked.gradient_bytes
     forward = shard_block(block, mapping, software.precision)
     gradients = backward(forward)
-    parameters = forward.parameters + forward.replicated_parameters
-    operators = (forward.operators if recompute else ()) + gradients.operators
-    if mapping.num_microbatches > 1 or mapping.gradient_bytes > software.precision:
+    again: tuple[Operator, ...] = forward.operators
+    if not recomputed:
+        names = {name for part in _selected(forward, mapping) for name in part.operators}
+        again = tuple(operator for operator in forward.operators if operator.name in names)
+    dense = forward.parameters + forward.replicated_parameters
+    accumulation: tuple[Operator, ...] = ()
+    if mapping.num_microbatches > 1 or gradient_bytes > software.precision:
         # Fused: the multiplication adds onto the accumulated gradient itself.
         eager = software.kernel_fusion == "eager"
-        per_parameter = 2 * mapping.gradient_bytes + (software.precision if eager else 0)
-        operators += (
+        per_parameter = 2 * gradient_bytes + (software.precision if eager else 0)
+        parameters = dense + forward.expert_parameters
+        accumulation = (
             Elementwise(
                 f"{block.name}_gradient_accumulation",
                 per_parameter * parameters,
@@ -104,14 +191,37 @@ def _segment(
                 kernels=1 if eager else 0,
             ),
         )
-    reduction = Collective(
-        f"{block.name}_gradient_reduction",
-        "reduce_scatter" if mapping.zero >= 1 else "all_reduce",
-        "data",
-        parameters * mapping.gradient_bytes,
+    of_weights: list[Operator] = []
+    of_inputs: list[Operator] = []
+    for operator in gradients.operators:
+        (of_weights if operator.name.endswith(WEIGHT_GRADIENT) else of_inputs).append(operator)
+    to_owners = mapping.asked.zero >= 2 or (
+        mapping.asked.zero == 1 and mapping.asked.zero_1_reduction == "reduce_scatter"
     )
+    reduce_kind = "reduce_scatter" if to_owners else "all_reduce"
+    reductions, gathers = [], []
+    for group, parameters in (("data", dense), ("expert_data", forward.expert_parameters)):
+        if not parameters or mapping.groups[group].size == 1:
+            continue
+        reductions.append(
+            Collective(
+                f"{block.name}_gradient_reduction", reduce_kind, group, parameters * gradient_bytes
+            )
+        )
+        if mapping.asked.zero == 3:
+            gathers.append(
+                Collective(
+                    f"{block.name}_weight_gather",
+                    "all_gather",
+                    group,
+                    parameters * software.precision,
+                )
+            )
     return Segment(
         forward,
-        replace(gradients, operators=operators),
-        Block(f"{block.name}.gradient", (reduction,) if mapping.data > 1 else ()),
+        replace(gradients, operators=again + gradients.operators + accumulation),
+        Block(f"{block.name}.backward_input", (*again, *of_inputs)),
+        Block(f"{block.name}.backward_weight", (*of_weights, *accumulation)),
+        Block(f"{block.name}.gather", tuple(gathers)),
+        Block(f"{block.name}.gradient", tuple(reductions)),
     )

@@ -9,99 +9,95 @@ dependency order gives every start and end exactly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from deepflow.errors import DeepFlowError
 from deepflow.record import record
 
 
-@dataclass
-class StreamGraph:
-    """Tasks under construction: ``add`` returns a task's number.
+@record(frozen=True)
+class CompiledStreams:
+    """Tasks in an order in which each comes after all that it waits for.
 
-    ``kind`` of a task and of a dependency are indices into the lists of durations and delays
-    given to ``execute``, so that one graph serves every point with the same structure.
+    Lists in parallel: number of the task, its stream, its kind (index into the durations given
+    to ``execute``), the task of another stream that it waits for (-1: none) and the kind of
+    delay between that task's end and its arrival (index into the delays; 0 is no delay).
     """
 
-    stream: list[int] = field(default_factory=list)
-    kind: list[int] = field(default_factory=list)
-    dependencies: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
-    label: list[tuple[str, int, int]] = field(default_factory=list)
-
-    def add(
-        self,
-        label: tuple[str, int, int],
-        stream: int,
-        kind: int,
-        dependencies: Sequence[tuple[int, int]] = (),
-    ) -> int:
-        """Appends a task to the end of ``stream``.
-
-        ``label`` is (what, stage, microbatch); ``dependencies`` are pairs (task, kind of delay
-        between its end and its arrival here; 0 is no delay). A dependency may be added later
-        in the list than the task that waits for it.
-        """
-        self.stream.append(stream)
-        self.kind.append(kind)
-        self.dependencies.append(tuple(dependencies))
-        self.label.append(label)
-        return len(self.stream) - 1
-
-    def compile(self) -> CompiledGraph:
-        """Orders the tasks.
-
-        Raises:
-            DeepFlowError: tasks wait for each other in a circle (deadlock).
-        """
-        count = len(self.stream)
-        last_in_stream: dict[int, int] = {}
-        waits_for: list[list[tuple[int, int]]] = []
-        for task in range(count):
-            waiting = list(self.dependencies[task])
-            before = last_in_stream.get(self.stream[task])
-            if before is not None:
-                waiting.append((before, 0))
-            last_in_stream[self.stream[task]] = task
-            waits_for.append(waiting)
-        followers: list[list[int]] = [[] for _ in range(count)]
-        open_count = [len(waiting) for waiting in waits_for]
-        for task, waiting in enumerate(waits_for):
-            for other, _ in waiting:
-                followers[other].append(task)
-        ready = [task for task in range(count) if not open_count[task]]
-        order: list[int] = []
-        while ready:
-            task = ready.pop()
-            order.append(task)
-            for follower in followers[task]:
-                open_count[follower] -= 1
-                if not open_count[follower]:
-                    ready.append(follower)
-        if len(order) != count:
-            raise DeepFlowError(
-                f"schedule deadlock: {count - len(order)} of {count} tasks wait for each other"
-            )
-        steps = tuple((task, self.kind[task], tuple(waits_for[task])) for task in order)
-        return CompiledGraph(steps, tuple(self.label), tuple(self.stream), tuple(self.kind))
-
-
-@record(frozen=True)
-class CompiledGraph:
-    """An executable task graph: ``steps`` are (task, kind, ((task, delay kind), ...))."""
-
-    steps: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]
-    label: tuple[tuple[str, int, int], ...]
+    task: tuple[int, ...]
     stream: tuple[int, ...]
     kind: tuple[int, ...]
+    wait: tuple[int, ...]
+    delay: tuple[int, ...]
+    streams: int
 
     def execute(self, durations: Sequence[float], delays: Sequence[float]) -> list[float]:
-        """End of every task in seconds; it started its duration earlier."""
-        ends = [0.0] * len(self.steps)
-        for task, kind, waits_for in self.steps:
-            start = 0.0
-            for other, delay in waits_for:
-                arrival = ends[other] + delays[delay]
-                if arrival > start:
-                    start = arrival
-            ends[task] = start + durations[kind]
+        """End of every task in seconds, by its number; it started its duration earlier."""
+        # One more end, at index -1, stands for nothing to wait for.
+        ends = [0.0] * (len(self.task) + 1)
+        free = [0.0] * self.streams
+        for task, stream, kind, wait, delay in zip(
+            self.task, self.stream, self.kind, self.wait, self.delay, strict=True
+        ):
+            start = free[stream]
+            arrival = ends[wait] + delays[delay]
+            if arrival > start:
+                start = arrival
+            free[stream] = ends[task] = start + durations[kind]
+        ends.pop()
         return ends
+
+
+def compile_streams(
+    queues: Sequence[Sequence[int]],
+    kind: Sequence[int],
+    wait: Sequence[int],
+    delay: Sequence[int],
+) -> CompiledStreams:
+    """Orders the tasks of in-order streams for execution.
+
+    ``queues``: numbers of the tasks of each stream, every task once; ``kind``, ``wait``,
+    ``delay`` by task number, as in ``CompiledStreams``. A task that has to wait for several
+    others comes after tasks of no duration in its stream that wait for one each.
+
+    Raises:
+        DeepFlowError: tasks wait for each other in a circle (deadlock).
+    """
+    count = len(kind)
+    # Index -1 stands for nothing to wait for, index ``count`` for a stream without tasks left.
+    done = [False] * (count + 1) + [True]
+    head = [wait[queue[0]] if queue else count for queue in queues]
+    at = [0] * len(queues)
+    order: list[int] = []
+    owner: list[int] = []
+    # Work goes down the pipeline and comes back: look at the streams in both directions.
+    sweep = [*range(len(queues)), *reversed(range(len(queues)))]
+    while len(order) < count:
+        before = len(order)
+        for stream in sweep:
+            if not done[head[stream]]:
+                continue
+            queue, first = queues[stream], at[stream]
+            last, blocked = first, count
+            while last < len(queue):
+                task = queue[last]
+                blocked = wait[task]
+                if not done[blocked]:
+                    break
+                done[task] = True
+                last += 1
+            head[stream] = blocked if last < len(queue) else count
+            at[stream] = last
+            order += queue[first:last]
+            owner += [stream] * (last - first)
+        if len(order) == before:
+            raise DeepFlowError(
+                f"schedule deadlock: {count - before} of {count} tasks wait for each other"
+            )
+    return CompiledStreams(
+        tuple(order),
+        tuple(owner),
+        tuple(map(kind.__getitem__, order)),
+        tuple(map(wait.__getitem__, order)),
+        tuple(map(delay.__getitem__, order)),
+        len(queues),
+    )

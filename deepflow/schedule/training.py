@@ -6,32 +6,58 @@ and ``deepflow.explain`` shows it in words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from deepflow.config.model import LlmModel
-from deepflow.cost.memory import MemoryUse, stage_memory, stage_parameters
+from deepflow.cost.memory import (
+    MemoryUse,
+    StageParameters,
+    kept_bytes,
+    part_weights,
+    stage_memory,
+    stage_parameters,
+)
 from deepflow.cost.operators import Cost, OperatorCost, block_cost, operator_cost, total
+from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
-from deepflow.mapping.groups import Group
-from deepflow.mapping.parallelism import TrainingMapping, map_training
-from deepflow.mapping.training import TrainingStep, training_step, update_block
+from deepflow.mapping.parallelism import EMBEDDING, HEAD, TrainingMapping, map_training
+from deepflow.mapping.training import (
+    OPTIMIZER_STATE_BYTES,
+    TrainingStep,
+    sharded,
+    training_step,
+    update_block,
+)
 from deepflow.record import record
-from deepflow.schedule import pipeline
-from deepflow.schedule.pipeline import PipelineGraph, pipeline_graph, stage_kind
+from deepflow.schedule.passes import PassSegment, pass_time
+from deepflow.schedule.pipeline import (
+    PipelineGraph,
+    PipelineShape,
+    peak_in_flight,
+    pipeline_graph,
+)
 from deepflow.workload.operators import Collective
-
-SEGMENTS = ("embedding", "layer", "head")
 
 
 @record(frozen=True)
 class SegmentCosts:
-    """Costs of one embedding, layer or head on one rank, per operator and in sum."""
+    """Costs of one embedding, layer or head on one rank, per operator and in sum.
+
+    ``gradient_total`` is zero when gradients are reduced with each pass (ZeRO 2 and 3); then
+    ``reduction_total`` holds what a pass reduces.
+    """
 
     forward: tuple[OperatorCost, ...]
     backward: tuple[OperatorCost, ...]
+    gather: tuple[OperatorCost, ...]
     gradient: tuple[OperatorCost, ...]
     forward_total: Cost
     backward_total: Cost
+    backward_input_total: Cost
+    backward_weight_total: Cost
+    gather_total: Cost
+    reduction_total: Cost
     gradient_total: Cost
 
 
@@ -40,8 +66,8 @@ class StageResult:
     """One pipeline stage on one device, over the whole step.
 
     ``compute``: all forward and backward passes; ``update``: optimizer and parameter gather;
-    ``gradient``: reductions over the data group, ``exposed_gradient_time`` the part of their
-    time after the last backward pass.
+    ``gradient``: reductions over the data group at the end of the step,
+    ``exposed_gradient_time`` the part of their time after the last backward pass.
     """
 
     parameters: float
@@ -73,6 +99,19 @@ class TrainingRun:
         return busiest(self.stages)
 
 
+NOTHING = Cost()
+
+
+@record(frozen=True)
+class _PartCosts:
+    """One microbatch's passes through one part of the model."""
+
+    forward: Cost
+    backward: Cost
+    backward_input: Cost
+    backward_weight: Cost
+
+
 def busiest(stages: Sequence[StageResult]) -> int:
     """Number of the stage whose device works longest."""
     return max(range(len(stages)), key=lambda stage: stages[stage].compute.time)
@@ -84,73 +123,56 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
     Raises:
         InfeasiblePoint: degrees, batch sizes or networks do not fit together.
     """
+    hardware = hardware.under_load
     mapping = map_training(hardware, model)
     step = training_step(hardware, model, mapping)
-    groups = {
-        "tensor": mapping.tensor_group,
-        "data": mapping.data_group,
-        "pipeline": mapping.pipeline_hop,
+    segments = {name: _segment_costs(name, hardware, mapping, step) for name in step.segments}
+    hop = operator_cost(step.hop, hardware, mapping.groups).cost
+    of_content = {
+        content: _part_costs(content, segments, mapping) for content in dict.fromkeys(mapping.parts)
     }
-    segments = {name: _segment_costs(name, step, hardware, groups) for name in SEGMENTS}
-    hop = operator_cost(step.hop, hardware, groups).cost
-    tied = model.tie_embeddings
-    graph = pipeline_graph(
-        mapping.schedule,
-        mapping.stage_layers,
-        mapping.num_microbatches,
-        mapping.data > 1,
-        mapping.overlap_gradient_reduction,
-        tied,
-    )
+    parts = [of_content[content] for content in mapping.parts]
+    shape = _shape(mapping, tuple(segments), model.tie_embeddings)
+    graph = pipeline_graph(shape)
     parameters = [
-        stage_parameters(
-            mapping, stage, step.embedding.forward, step.layer.forward, step.head.forward, tied
-        )
+        stage_parameters(mapping, step, stage, model.tie_embeddings)
         for stage in range(mapping.pipeline)
     ]
-    updates = {
-        count: block_cost(update_block(hardware, mapping, count), hardware, groups)
-        for count in set(parameters)
-    }
-    durations = [0.0] * stage_kind(mapping.pipeline, 0)
-    durations[pipeline.LAYER_BACKWARD] = segments["layer"].backward_total.time
-    durations[pipeline.HEAD_BACKWARD] = segments["head"].backward_total.time
-    durations[pipeline.EMBEDDING_BACKWARD] = segments["embedding"].backward_total.time
-    durations[pipeline.LAYER_GRADIENT] = segments["layer"].gradient_total.time
-    durations[pipeline.EMBEDDING_GRADIENT] = segments["embedding"].gradient_total.time
-    # One stage with a tied matrix has one gradient for lookup and projection.
-    if not (tied and mapping.pipeline == 1):
-        durations[pipeline.HEAD_GRADIENT] = segments["head"].gradient_total.time
-    if tied and mapping.pipeline > 1:
-        durations[pipeline.TIED_GRADIENT] = _tied_reduction(hardware, step, mapping).time
-    once: list[tuple[Cost, Cost]] = []
+    updates = {item: _update(hardware, mapping, step, item) for item in dict.fromkeys(parameters)}
+    durations = _durations(graph, mapping, segments, parts, model.tie_embeddings)
     for stage in range(mapping.pipeline):
-        forward, backward = _stage_pass(segments, mapping, stage)
-        once.append((forward, backward))
-        durations[stage_kind(stage, pipeline.FORWARD)] = forward.time
-        durations[stage_kind(stage, pipeline.BACKWARD)] = backward.time
-        durations[stage_kind(stage, pipeline.UPDATE)] = total(updates[parameters[stage]]).time
+        durations[graph.update(stage)] = updates[parameters[stage]][1].time
+    if shape.tied:
+        durations[graph.tied_gradient] = _tied_reduction(hardware, mapping, step).time
     ends = graph.graph.execute(durations, (0.0, hop.time))
     stages = []
     for stage in range(mapping.pipeline):
-        forward, backward = once[stage]
+        here = range(stage, len(parts), mapping.pipeline)
+        passes = Cost()
+        for part in here:
+            passes += parts[part].forward + _backward_of(parts[part], mapping)
         stages.append(
             StageResult(
-                parameters[stage],
-                (forward + backward) * mapping.num_microbatches,
-                total(updates[parameters[stage]]),
-                _stage_gradient(segments, mapping, stage, tied),
-                hop * (mapping.num_microbatches * _neighbours(mapping, stage)),
+                parameters[stage].count,
+                passes * mapping.num_microbatches,
+                updates[parameters[stage]][1],
+                _stage_gradient(segments, mapping, stage, model.tie_embeddings),
+                hop * (mapping.num_microbatches * _transfers(mapping, stage)),
                 max(0.0, ends[graph.last_gradient[stage]] - ends[graph.last_backward[stage]]),
                 stage_memory(
+                    hardware,
                     mapping,
+                    step,
                     stage,
                     parameters[stage],
-                    step.layer.forward,
-                    step.head.forward,
-                    step.boundary_bytes,
-                    hardware.config.sw_param.precision,
-                    hardware.config.sw_param.reserved_memory,
+                    peak_in_flight(
+                        mapping.asked.schedule,
+                        mapping.pipeline,
+                        mapping.virtual_stages,
+                        mapping.num_microbatches,
+                        stage,
+                        part_weights(mapping, step, stage),
+                    ),
                 ),
             )
         )
@@ -158,64 +180,238 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
         mapping,
         step,
         segments,
-        updates[parameters[0]],
+        updates[parameters[0]][0],
         tuple(stages),
         graph,
         tuple(durations),
         tuple(ends),
-        max(ends[task] for task in graph.update),
+        max(ends[task] for task in graph.updates),
     )
+
+
+def _shape(mapping: TrainingMapping, names: Sequence[str], tied: bool) -> PipelineShape:
+    """The structure of the step's graph; kinds of segment are numbered as in ``names``."""
+    kinds = {name: index for index, name in enumerate(names)}
+    each_pass = mapping.asked.zero >= 2
+    return PipelineShape(
+        schedule=mapping.asked.schedule,
+        stages=mapping.pipeline,
+        virtual_stages=mapping.virtual_stages,
+        microbatches=mapping.num_microbatches,
+        last_backward=tuple(
+            () if each_pass else tuple(kinds[name] for name in reversed(part))
+            for part in mapping.parts
+        ),
+        reduces_gradients=mapping.gradient_ranks > 1 and not each_pass,
+        overlaps=mapping.overlaps_gradient_reduction,
+        tied=tied and mapping.pipeline > 1,
+    )
+
+
+def _durations(
+    graph: PipelineGraph,
+    mapping: TrainingMapping,
+    segments: dict[str, SegmentCosts],
+    parts: Sequence[_PartCosts],
+    tied: bool,
+) -> list[float]:
+    """Seconds by kind of task, but for updates and the tied gradient."""
+    durations = graph.durations()
+    splits = mapping.asked.schedule == "zero_bubble"
+    for part, times in enumerate(parts):
+        durations[graph.forward(part)] = times.forward.time
+        if splits:
+            durations[graph.backward_input(part)] = times.backward_input.time
+            durations[graph.backward_weight(part)] = times.backward_weight.time
+        else:
+            durations[graph.backward(part)] = times.backward.time
+    if mapping.asked.zero < 2:
+        for kind, (name, costs) in enumerate(segments.items()):
+            last = costs.backward_weight_total if splits else costs.backward_total
+            durations[graph.segment_backward(kind)] = last.paced().time
+            # One stage with a tied matrix has one gradient for lookup and projection.
+            if not (name == HEAD and tied and mapping.pipeline == 1):
+                durations[graph.segment_gradient(kind)] = _gradient_time(costs, mapping)
+    return durations
 
 
 def _segment_costs(
-    name: str, step: TrainingStep, hardware: Hardware, groups: dict[str, Group]
+    name: str, hardware: Hardware, mapping: TrainingMapping, step: TrainingStep
 ) -> SegmentCosts:
-    segment = getattr(step, name)
+    segment, groups = step.segments[name], mapping.groups
+    software = hardware.config.sw_param
     forward = block_cost(segment.forward, hardware, groups)
     backward = block_cost(segment.backward, hardware, groups)
+    gather = block_cost(segment.gather, hardware, groups)
     gradient = block_cost(segment.gradient, hardware, groups)
-    host = hardware.config.sw_param.host_time_per_kernel
+    each_pass = mapping.asked.zero >= 2
+    splits = mapping.asked.schedule == "zero_bubble"
+    reduction = total(gradient, software)
+    backward_input = backward_weight = NOTHING
+    if splits:
+        backward_input = total(block_cost(segment.backward_input, hardware, groups), software)
+        backward_input = _with_offload(backward_input, name, hardware, mapping, step)
+        backward_weight = total(block_cost(segment.backward_weight, hardware, groups), software)
     return SegmentCosts(
-        forward, backward, gradient, total(forward, host), total(backward, host), total(gradient)
+        forward,
+        backward,
+        gather,
+        gradient,
+        _with_offload(total(forward, software), name, hardware, mapping, step),
+        _with_offload(total(backward, software), name, hardware, mapping, step),
+        backward_input,
+        backward_weight,
+        total(gather, software),
+        reduction if each_pass else NOTHING,
+        NOTHING if each_pass else reduction,
     )
 
 
-def _stage_pass(
-    segments: dict[str, SegmentCosts], mapping: TrainingMapping, stage: int
-) -> tuple[Cost, Cost]:
-    """Forward and backward cost of one microbatch on ``stage``."""
-    layers = mapping.stage_layers[stage]
-    forward = segments["layer"].forward_total * layers
-    backward = segments["layer"].backward_total * layers
-    for name, here in (("embedding", 0), ("head", mapping.pipeline - 1)):
-        if stage == here:
-            forward += segments[name].forward_total
-            backward += segments[name].backward_total
-    return forward, backward
+def _with_offload(
+    cost: Cost, name: str, hardware: Hardware, mapping: TrainingMapping, step: TrainingStep
+) -> Cost:
+    """A pass of a segment whose activations leave, or come back, beside it."""
+    if mapping.asked.offload != "optimizer_and_activations":
+        return cost
+    moving = kept_bytes(mapping, step, name) / _host_bandwidth(hardware)
+    return cost + Cost(host_transfer=max(0.0, moving - cost.time))
+
+
+def _part_costs(
+    content: tuple[str, ...], segments: dict[str, SegmentCosts], mapping: TrainingMapping
+) -> _PartCosts:
+    """Costs of one microbatch's passes through a part with these segments."""
+    counts = Counter(content)
+
+    def summed(name: str) -> Cost:
+        whole = Cost()
+        for segment, count in counts.items():
+            whole += getattr(segments[segment], name) * count
+        return whole
+
+    def complete(name: str, names: Iterable[str], reduces: bool, before: Cost = NOTHING) -> Cost:
+        cost = summed(name)
+        # What the host has saved up in the pass before, the device need not wait for.
+        ahead = max(0.0, before.time - before.issue)
+        cost += Cost(launch=max(0.0, cost.issue - cost.time - ahead))
+        compute, time = cost.time, 0.0
+        if mapping.asked.zero >= 2:
+            costs = [segments[segment] for segment in names]
+            time = pass_time(
+                [
+                    PassSegment(
+                        item.gather_total.time,
+                        getattr(item, name).time,
+                        item.reduction_total.time if reduces else 0.0,
+                    )
+                    for item in costs
+                ],
+                prefetch=mapping.asked.overlap_parameter_gather,
+            )
+            cost += _untimed(summed("gather_total"))
+            if reduces:
+                cost += _untimed(summed("reduction_total"))
+        return cost + Cost(data_communication=max(0.0, time - compute))
+
+    forward = complete("forward_total", content, reduces=False)
+    if mapping.asked.schedule == "zero_bubble":
+        return _PartCosts(
+            forward,
+            NOTHING,
+            complete("backward_input_total", reversed(content), reduces=False),
+            complete("backward_weight_total", reversed(content), reduces=True),
+        )
+    # With a single stage nothing comes between a microbatch's passes.
+    before = summed("forward_total") if len(mapping.parts) == 1 else NOTHING
+    backward = complete("backward_total", reversed(content), reduces=True, before=before)
+    return _PartCosts(forward, backward, NOTHING, NOTHING)
+
+
+def _backward_of(part: _PartCosts, mapping: TrainingMapping) -> Cost:
+    if mapping.asked.schedule == "zero_bubble":
+        return part.backward_input + part.backward_weight
+    return part.backward
+
+
+def _untimed(cost: Cost) -> Cost:
+    """Bytes and FLOPs of something whose time is counted elsewhere."""
+    return Cost(
+        flops=cost.flops,
+        dram_bytes=cost.dram_bytes,
+        l2_bytes=cost.l2_bytes,
+        intra_node_bytes=cost.intra_node_bytes,
+        inter_node_bytes=cost.inter_node_bytes,
+    )
+
+
+def _host_bandwidth(hardware: Hardware) -> float:
+    bandwidth = hardware.config.sw_param.host_bandwidth
+    if bandwidth is None:
+        raise InfeasiblePoint(
+            "parallelism.offload needs the bandwidth to the host's memory, sw_param.host_bandwidth"
+        )
+    return bandwidth
+
+
+def _gradient_time(costs: SegmentCosts, mapping: TrainingMapping) -> float:
+    """Time to reduce a segment's gradients beside the passes of others.
+
+    Within a node, data and tensor group share their links; what the tensor group takes of them
+    during a backward pass is not there for the gradients.
+    """
+    time = costs.gradient_total.paced().time
+    beside = costs.backward_total
+    same_links = mapping.groups["data"].inter_size == 1 and mapping.groups["tensor"].size > 1
+    if not (time and same_links and mapping.overlaps_gradient_reduction):
+        return time
+    return time / max(1 - beside.communication / beside.time, time / (time + beside.time))
+
+
+def _update(
+    hardware: Hardware,
+    mapping: TrainingMapping,
+    step: TrainingStep,
+    parameters: StageParameters,
+) -> tuple[tuple[OperatorCost, ...], Cost]:
+    block = update_block(
+        hardware, mapping, parameters.dense, parameters.experts, parameters.replicated
+    )
+    costs = block_cost(block, hardware, mapping.groups)
+    software = hardware.config.sw_param
+    cost = total(costs, software).paced() + Cost(launch=software.host_time_per_step)
+    if mapping.asked.offload != "none":
+        own = parameters.count
+        if mapping.asked.zero >= 1:
+            own = sharded(mapping, parameters.dense, parameters.experts)
+        # States come in and go out, each direction beside the other and beside the update.
+        moved = own * OPTIMIZER_STATE_BYTES / _host_bandwidth(hardware)
+        cost += Cost(host_transfer=max(0.0, moved - cost.elementwise))
+    return costs, cost
 
 
 def _stage_gradient(
     segments: dict[str, SegmentCosts], mapping: TrainingMapping, stage: int, tied: bool
 ) -> Cost:
-    gradient = segments["layer"].gradient_total * mapping.stage_layers[stage]
-    if stage == 0:
-        gradient += segments["embedding"].gradient_total
-    if stage == mapping.pipeline - 1 and not (tied and mapping.pipeline == 1):
-        gradient += segments["head"].gradient_total
+    gradient = Cost()
+    for part in mapping.parts_of(stage):
+        for name, count in Counter(part).items():
+            if not (name == HEAD and tied and mapping.pipeline == 1):
+                gradient += segments[name].gradient_total * count
     return gradient
 
 
-def _tied_reduction(hardware: Hardware, step: TrainingStep, mapping: TrainingMapping) -> Cost:
+def _tied_reduction(hardware: Hardware, mapping: TrainingMapping, step: TrainingStep) -> Cost:
     """First and last stage add up the gradients of the embedding matrix that they share."""
     reduction = Collective(
         "tied_embedding_reduction",
         "all_reduce",
         "pipeline",
-        step.embedding.forward.parameters * mapping.gradient_bytes,
+        step.segments[EMBEDDING].forward.parameters * mapping.asked.gradient_bytes,
     )
-    return operator_cost(reduction, hardware, {"pipeline": mapping.pipeline_hop}).cost
+    return operator_cost(reduction, hardware, mapping.groups).cost
 
 
-def _neighbours(mapping: TrainingMapping, stage: int) -> int:
+def _transfers(mapping: TrainingMapping, stage: int) -> int:
     """Transfers that a stage sends per microbatch: onward forward, back backward."""
-    return (stage < mapping.pipeline - 1) + (stage > 0)
+    last = len(mapping.parts) - 1
+    return sum((part < last) + (part > 0) for part in range(stage, last + 1, mapping.pipeline))

@@ -11,6 +11,7 @@ from typing import Any
 from deepflow.config import (
     HardwareConfig,
     ModelConfig,
+    load_framework_config,
     load_hardware_config,
     load_model_config,
     read_yaml,
@@ -37,6 +38,11 @@ def load_sweep(path: str | Path) -> Sweep:
     hardware_files = _files(content["hardware"], "hardware", file)
     model_files = _files(content["model"], "model", file)
     hardware = [load_hardware_config(name) for name in hardware_files]
+    framework_file = None
+    if "framework" in content:
+        (framework_file,) = _files(content["framework"], "framework", file)
+        framework = load_framework_config(framework_file)
+        hardware = [framework.applied_to(config) for config in hardware]
     models = [load_model_config(name) for name in model_files]
     _refuse_equal_names(hardware, hardware_files, "hardware", file)
     _refuse_equal_names(models, model_files, "model", file)
@@ -87,6 +93,7 @@ def load_sweep(path: str | Path) -> Sweep:
                 if machine is hardware[0] and workload is models[0]
                 else _changes([axis.settings for axis in axes[2:]], machine, workload, file),
                 (len(hardware), len(models)),
+                framework_file,
             )
             for model_file, workload in zip(model_files, models, strict=True)
         )
@@ -145,6 +152,7 @@ def _base(
     model: ModelConfig,
     changes: Sequence[tuple[Changes, ...]],
     files: tuple[int, int],
+    framework_file: str | None,
 ) -> Base:
     lines = identity.configuration_lines(hardware, model)
     varied = [key for positions in changes for key in _varied(positions)]
@@ -156,6 +164,7 @@ def _base(
         model,
         ((unchanged,) * files[0], (unchanged,) * files[1], *changes),
         identity.DigestTemplate(lines, varied),
+        framework_file,
     )
 
 

@@ -51,7 +51,8 @@ class Axis:
 class Base:
     """A hardware and a model file as loaded, and what each axis position changes in them.
 
-    The changes of a position are ``overrides[axis][position]``.
+    The changes of a position are ``overrides[axis][position]``. ``hardware`` has the values of
+    the framework file, if there is one.
     """
 
     hardware_file: str
@@ -60,6 +61,7 @@ class Base:
     model: ModelConfig
     overrides: tuple[tuple[Changes, ...], ...]
     digests: identity.DigestTemplate
+    framework_file: str | None
 
 
 @dataclass(frozen=True, slots=True)

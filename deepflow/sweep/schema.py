@@ -139,6 +139,11 @@ SWEEP_SCHEMA: dict[str, Any] = {
         "description": {"type": "string", "description": "the question that the sweep answers"},
         "hardware": {**_FILES, "description": "hardware file; several are one more axis"},
         "model": {**_FILES, "description": "model file; several are one more axis"},
+        "framework": {
+            **_NAME,
+            "description": "framework file for all points; its values replace those of the"
+            " hardware file, and values of the sweep replace its own",
+        },
         "backend": {
             "enum": ["analytical", "astra"],
             "description": "what times the network, for all points",

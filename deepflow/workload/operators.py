@@ -173,7 +173,8 @@ class Collective:
     sends out, its own part included.
 
     ``beside``: how many of the operators that follow do not wait for it. It begins when the
-    operator before it has ended, and runs on the group's link beside them.
+    operator before it has ended, and runs on the group's link beside them. ``gradient_beside``:
+    the same in the backward pass; where there is any, a gradient of weights is put behind it.
     """
 
     name: str
@@ -182,6 +183,7 @@ class Collective:
     message_bytes: float
     gradient_kind: str = "none"
     beside: int = 0
+    gradient_beside: int = 0
 
 
 Operator = Gemm | GroupedGemm | Attention | Elementwise | Collective
@@ -226,8 +228,8 @@ def backward(block: Block) -> Block:
 
     A multiplication becomes two: the gradient of its input, ``dA[m,k] = dC[m,n] B^T``, and of
     its weight, ``dB[k,n] = A^T dC``. A gathered input is needed again for the weight's
-    gradient; that second gather runs beside the input gradient's multiplication (Megatron-LM)
-    and is not repeated here.
+    gradient; that second gather runs beside the input gradient's multiplication (Megatron-LM,
+    arXiv 2205.05198, 4.2.2).
     """
     operators: list[Operator] = []
     for operator in reversed(block.operators):
@@ -254,13 +256,28 @@ def backward(block: Block) -> Block:
                             cut=operator.cut,
                         )
                     )
-            case Collective(name=name, kind=kind, gradient_kind=gradient):
-                if gradient != "none":
-                    operators.append(
-                        replace(
-                            operator, name=f"{name}.gradient", kind=gradient, gradient_kind=kind
-                        )
-                    )
+            case Collective(gradient_kind=gradient) if gradient != "none":
+                collective = replace(
+                    operator,
+                    name=f"{operator.name}.gradient",
+                    kind=gradient,
+                    gradient_kind=operator.kind,
+                    beside=operator.gradient_beside,
+                    gradient_beside=operator.beside,
+                )
+                # Only a tensor group brings in what the product behind it multiplies.
+                feeds_product = (
+                    operator.group == "tensor"
+                    and bool(operators)
+                    and operators[-1].name.endswith(WEIGHT_GRADIENT)
+                )
+                if feeds_product and operator.kind == "all_gather":
+                    again = replace(operator, name=f"{operator.name}.again", beside=1)
+                    operators.insert(-2, again)
+                if feeds_product and collective.beside:
+                    operators.insert(-1, collective)
+                else:
+                    operators.append(collective)
     return Block(
         f"{block.name}.backward",
         tuple(operators),

@@ -1,0 +1,206 @@
+"""Every row of a table: what it is, what is predicted for it, and which group it counts in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from deepflow import validate_attention, validate_collectives, validate_moe
+from deepflow.errors import DeepFlowError
+from deepflow.hardware import Hardware, derive_hardware
+from deepflow.record import record
+from deepflow.validate import kernels, training
+from deepflow.validate.machines import Machines, machine_name
+from deepflow.validate.tables import ADDED_COLUMNS, ValidatedRow, read_table
+
+OTHER_ROWS = "other rows"
+
+# Who predicts the rows of each kind of kernel, in seconds.
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "alltoall", "send_recv")
+KERNELS: dict[str, Callable[[Mapping[str, str], Hardware], float]] = {
+    "gemm": kernels.predicted_seconds,
+    "attention_prefill": validate_attention.predicted_seconds,
+    "attention_decode": validate_attention.predicted_seconds,
+    "moe": validate_moe.predicted_seconds,
+    **dict.fromkeys(COLLECTIVES, validate_collectives.predicted_seconds),
+}
+RECOGNISED = f"training runs, with run_type = train, and kernels, with op = {', '.join(KERNELS)}"
+
+# Below these, fixed costs decide and not the shape.
+LONG_KERNEL_US = 20.0
+LARGE_MESSAGE_BYTES = 2**20
+
+# What runs of one model have in common, whatever became of them.
+_OF_A_MODEL = ("ffn_dim", "tie_embeddings")
+
+
+@record(frozen=True)
+class Description:
+    """What a row is, whether or not it can be predicted. ``problem``: why it cannot, or ""."""
+
+    group: str
+    measured: float | None
+    yes_or_no: bool
+    explicable: bool
+    problem: str
+
+
+def validate_table(
+    rows: Iterable[Mapping[str, str]],
+    hardware_file: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+    framework_file: str | None = None,
+) -> Iterator[ValidatedRow]:
+    """Predicts every row; one that cannot be predicted says why.
+
+    ``hardware_file`` and ``framework_file`` are used for all rows instead of the row's own.
+    ``overrides`` are hardware paths and values for all rows.
+    """
+    table = list(rows)
+    machines = Machines(hardware_file, framework_file, overrides)
+    kernel_seconds = _KernelPredictor(machines)
+    predictor = training.Predictor(machines)
+    complete = _completion(table)
+    for row in table:
+        described = describe(row)
+        predicted, reason = None, described.problem
+        try:
+            if reason:
+                pass
+            elif row.get("op") in KERNELS:
+                predicted = kernel_seconds(row) * 1e6
+            else:
+                predicted = _training_value(complete(row), predictor)
+        except DeepFlowError as error:
+            reason = str(error)
+        except (KeyError, ValueError) as error:
+            reason = f"a column is missing or not a number: {error}"
+        yield _validated(row, described, predicted, reason)
+
+
+def read_validated(path: str | Path) -> list[ValidatedRow]:
+    """The rows that ``write_table`` wrote; ConfigError if that is no such file."""
+    rows = []
+    for row in read_table(path):
+        predicted, _, reason = (row.pop(name, "") for name in ADDED_COLUMNS)
+        rows.append(_validated(row, describe(row), float(predicted) if predicted else None, reason))
+    return rows
+
+
+def is_recognised(rows: Iterable[Mapping[str, str]]) -> bool:
+    """Whether any of ``rows`` is of a kind that is predicted."""
+    return any(row.get("op") in KERNELS or training.recognise(row) for row in rows)
+
+
+def describe(row: Mapping[str, str]) -> Description:
+    """The group and measurement of a row, from its columns alone."""
+    try:
+        if row.get("op") in KERNELS:
+            measured = _microseconds(row)
+            return Description(_kernel_group(row, measured), measured, False, True, "")
+        if training.recognise(row) is None:
+            return Description(OTHER_ROWS, None, False, True, f"not one of {RECOGNISED}")
+        explicable = training.is_explicable(row)
+        metric = training.metric_name(row)
+        remark = "" if explicable else "before the framework's pipeline fix"
+        group = _joined(machine_name(row), metric, row.get("variant"), row.get("scheme"), remark)
+        if metric == "other_failure":
+            return Description(group, None, False, explicable, "the run failed for another reason")
+        yes_or_no = metric == "fits_in_memory"
+        return Description(group, training.measured_value(row), yes_or_no, explicable, "")
+    except DeepFlowError as error:
+        return Description(OTHER_ROWS, None, False, True, str(error))
+    except (KeyError, ValueError) as error:
+        problem = f"a column is missing or not a number: {error}"
+        return Description(OTHER_ROWS, None, False, True, problem)
+
+
+def _validated(
+    row: Mapping[str, str], described: Description, predicted: float | None, reason: str
+) -> ValidatedRow:
+    return ValidatedRow(
+        dict(row),
+        described.group,
+        described.measured,
+        predicted,
+        reason,
+        described.yes_or_no,
+        described.explicable,
+    )
+
+
+class _KernelPredictor:
+    """Seconds of kernel rows; a machine is derived once."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+        self._hardware: dict[str, Hardware] = {}
+
+    def __call__(self, row: Mapping[str, str]) -> float:
+        name = machine_name(row)
+        if name not in self._hardware:
+            self._hardware[name] = derive_hardware(self._machines.find(name, {}))
+        return KERNELS[row["op"]](row, self._hardware[name])
+
+
+def _training_value(row: Mapping[str, str], predictor: training.Predictor) -> float:
+    read = training.recognise(row)
+    assert read is not None  # Rows of other kinds have a problem already.
+    run, metric = read(row)
+    value = metric.value(predictor.predict(run), run)
+    if value is None:
+        raise DeepFlowError(f"a prediction has no {metric.name}")
+    return float(value)
+
+
+def _completion(
+    table: Sequence[Mapping[str, str]],
+) -> Callable[[Mapping[str, str]], Mapping[str, str]]:
+    """Fills what a row does not state of its model with what all other rows of it agree on.
+
+    A run that ended early logged less about itself than the others.
+    """
+    stated: dict[tuple[str, str], set[str]] = {}
+    for row in table:
+        for column in _OF_A_MODEL:
+            if row.get("model") and row.get(column):
+                stated.setdefault((row["model"], column), set()).add(row[column])
+
+    def complete(row: Mapping[str, str]) -> Mapping[str, str]:
+        filled = {}
+        for column in _OF_A_MODEL:
+            values = stated.get((row.get("model", ""), column), set())
+            if row.get(column) == "" and len(values) == 1:
+                filled[column] = next(iter(values))
+        return {**row, **filled} if filled else row
+
+    return complete
+
+
+def _kernel_group(row: Mapping[str, str], microseconds: float) -> str:
+    """Machine, operation, data types, kernel family, ranks, and whether it is long or large."""
+    family = row.get("kernel_source", "").rpartition("/")[2]
+    if row["op"] in COLLECTIVES:
+        ranks = f"{row['ranks']} ranks"
+        if row.get("nodes", "1") != "1":
+            ranks += f" on {row['nodes']} nodes"
+        size = "from 1 MiB" if float(row["bytes"]) >= LARGE_MESSAGE_BYTES else "below 1 MiB"
+        family = "" if family.lower() == row.get("library") else family
+        return _joined(machine_name(row), row["op"], row.get("library"), family, ranks, size)
+    size = "over 20 us" if microseconds > LONG_KERNEL_US else "up to 20 us"
+    dtypes = [row.get("dtype") or row.get("attn_dtype", "")]
+    if row.get("kv_cache_dtype") not in (None, "", *dtypes):
+        dtypes.append(f"KV {row['kv_cache_dtype']}")
+    return _joined(machine_name(row), row["op"], *dtypes, family, size)
+
+
+def _joined(*words: str | None) -> str:
+    return " ".join(word for word in words if word)
+
+
+def _microseconds(row: Mapping[str, str]) -> float:
+    if "latency_us" in row:
+        return float(row["latency_us"])
+    if row["unit"] != "us":
+        raise DeepFlowError(f"the unit of latency is {row['unit']!r}, not us")
+    return float(row["latency"])

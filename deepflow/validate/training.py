@@ -1,0 +1,350 @@
+"""Training runs of measured tables: which model, layout and quantity a row states.
+
+Three layouts of columns are read: one column per key of the run (``run_type``, ``n_layers``,
+``tp``, ``metric`` ...), those of a calculator's check (``quantity``, ``tensor_par``,
+``activation_recompute`` ...), and those of published summaries, which name a model by its size
+(``phase``, ``scheme``, ``model``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from deepflow.config import with_overrides
+from deepflow.config.model import LlmModel
+from deepflow.errors import DeepFlowError
+from deepflow.hardware import derive_hardware
+from deepflow.prediction import Prediction, predict
+from deepflow.record import record
+from deepflow.validate.machines import Machines
+from deepflow.workload.transformer import parameter_count
+
+GIB = 2**30
+
+
+@record(frozen=True)
+class Run:
+    """A training run: ``model`` on ``devices`` of ``machine``; hashable.
+
+    ``settings`` are (hardware path, value) pairs; ``texts`` name the framework.
+    """
+
+    machine: str
+    devices: int
+    model: LlmModel
+    settings: tuple[tuple[str, object], ...]
+    texts: tuple[str, ...]
+
+
+@record(frozen=True)
+class Metric:
+    """What a row measured: ``value`` gets it, in the row's unit, from a prediction."""
+
+    name: str
+    value: Callable[[Prediction, Run], float | bool | None]
+    is_time: bool = True
+
+
+def _column(name: str, scale: float = 1.0) -> Callable[[Prediction, Run], float | bool | None]:
+    def value(prediction: Prediction, run: Run) -> float | bool | None:
+        found = getattr(prediction, name)
+        return None if found is None else found * scale
+
+    return value
+
+
+def _executed_teraflops(prediction: Prediction, run: Run) -> float:
+    """TFLOP/s per device with recomputation counted, as in arXiv 2104.04473, section 3.
+
+    F = 96 B s l h^2 (1 + s / (6 h) + V / (16 l h)) FLOP per step with full recomputation; the
+    96 is 72 without.
+    """
+    model = run.model
+    h, s, layers = model.hidden_dim, model.seq_len, model.num_layers
+    per_layer = 96 if dict(run.settings).get("scheduling_param.recompute") == "full" else 72
+    flops = model.global_batch_size * s * h * h * layers * per_layer * (1 + s / (6 * h))
+    flops += 6.0 * model.global_batch_size * s * h * model.vocab_size
+    return flops / _seconds(prediction) / run.devices * 1e-12
+
+
+def _days_per_300_billion_tokens(prediction: Prediction, run: Run) -> float:
+    tokens = run.model.global_batch_size * run.model.seq_len
+    return 300e9 / tokens * _seconds(prediction) / 86400
+
+
+def _seconds(prediction: Prediction) -> float:
+    assert prediction.time_s is not None  # A training step that was predicted has a time.
+    return prediction.time_s
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("tok_per_s_per_gpu", _column("tokens_per_second_per_device")),
+        Metric("tokens/s per GPU", _column("tokens_per_second_per_device")),
+        Metric("throughput", _column("tokens_per_second")),
+        Metric("step_time", _column("time_s")),
+        Metric("step_time_derived", _column("time_s")),
+        Metric("iteration_time", _column("time_s")),
+        Metric("training_iteration_time", _column("time_s")),
+        Metric("model_tflops_per_gpu", _column("flops_per_second_per_device", 1e-12)),
+        Metric("TFLOP/s per GPU", _executed_teraflops),
+        Metric("days per 300B tokens", _days_per_300_billion_tokens),
+        Metric("mfu", _column("model_flops_utilization", 100.0)),
+        Metric("mem_allocated", _column("allocated_memory_bytes", 1 / GIB), is_time=False),
+        Metric("mem_reserved", _column("peak_memory_bytes", 1 / GIB), is_time=False),
+        Metric("fits_in_memory", _column("fits_in_memory"), is_time=False),
+    )
+}
+
+# Layers, width and heads of the models of arXiv 2104.04473, table 1, by their size in billions.
+MEGATRON_MODELS = {
+    "1.7B": (24, 2304, 24),
+    "3.6B": (30, 3072, 32),
+    "7.5B": (36, 4096, 32),
+    "18.4B": (40, 6144, 48),
+    "39.1B": (48, 8192, 64),
+    "76.1B": (60, 10240, 80),
+    "145.6B": (80, 12288, 96),
+    "174.6B": (96, 12288, 96),
+    "310.1B": (96, 16384, 128),
+    "529.6B": (105, 20480, 128),
+    "1008.0B": (128, 25600, 160),
+}
+MEGATRON_VOCABULARY = 51200
+
+# Dropout of Megatron-LM's GPT runs: arXiv 2205.05198, section 4, counts the masks.
+MEGATRON_DROPOUT = 0.1
+
+
+def recognise(row: Mapping[str, str]) -> Callable[[Mapping[str, str]], tuple[Run, Metric]] | None:
+    """The function that reads ``row``, or None if it is no training run.
+
+    It raises DeepFlowError with the reason if the row cannot be predicted, KeyError or
+    ValueError for a column that is missing or not a number.
+    """
+    if row.get("run_type") == "train":
+        return _read_run
+    if row.get("quantity") == "training_iteration_time":
+        return _read_calculation
+    if row.get("phase") == "train":
+        return _read_publication
+    return None
+
+
+def metric_name(row: Mapping[str, str]) -> str:
+    """What a row measured, without a remark in brackets such as the meaning of 1 and 0."""
+    name = row.get("metric") or row.get("quantity") or row.get("unit", "")
+    return name.partition("(")[0].strip()
+
+
+def measured_value(row: Mapping[str, str]) -> float:
+    """The measurement of a training row, in its unit."""
+    return float(row["measured_value"] if "measured_value" in row else row["value"])
+
+
+def is_explicable(row: Mapping[str, str]) -> bool:
+    """Whether the framework ran as it was meant to.
+
+    Pipelines of the Ultra-Scale study before its fix (``after_pp_fix``) did not: their times are
+    no property of a schedule. Memory was not affected.
+    """
+    metric = METRICS.get(metric_name(row))
+    timed = metric is not None and metric.is_time
+    return not (timed and row.get("after_pp_fix") == "False" and row.get("pp", "1") != "1")
+
+
+class Predictor:
+    """Predictions of runs; rows of one run, which differ in their metric, share one."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+        self._done: dict[Run, Prediction | DeepFlowError] = {}
+
+    def predict(self, run: Run) -> Prediction:
+        """The prediction of ``run``; raises DeepFlowError if there is none."""
+        if run not in self._done:
+            try:
+                self._done[run] = self._predict(run)
+            except DeepFlowError as error:
+                self._done[run] = error
+        result = self._done[run]
+        if isinstance(result, DeepFlowError):
+            raise result
+        return result
+
+    def _predict(self, run: Run) -> Prediction:
+        framework = self._machines.framework(run.texts)
+        config = self._machines.find(run.machine, dict(run.settings), framework)
+        per_node = min(run.devices, config.system_hierarchy.num_devices_per_node)
+        config = with_overrides(
+            config,
+            {
+                "system_hierarchy.num_devices_per_node": per_node,
+                "system_hierarchy.num_nodes": -(-run.devices // per_node),
+            },
+        )
+        return predict(derive_hardware(config), run.model)
+
+
+def _metric(row: Mapping[str, str]) -> Metric:
+    metric = METRICS.get(metric_name(row))
+    if metric is None:
+        raise DeepFlowError(f"{metric_name(row)!r} is not predicted")
+    return metric
+
+
+def _settings(values: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
+    return tuple((f"scheduling_param.{key}", value) for key, value in values.items())
+
+
+def _recompute(text: str) -> str:
+    """Fused attention recomputes its scores by itself, which no setting has to ask for."""
+    if "FlashAttention" in text or text in ("", "none", "False"):
+        return "none"
+    if text in ("full", "selective"):
+        return text
+    raise DeepFlowError(f"recompute = {text} is not modelled")
+
+
+# --- One column per key -----------------------------------------------------------------------
+
+
+def _read_run(row: Mapping[str, str]) -> tuple[Run, Metric]:
+    layout: dict[str, object] = {
+        "tensor": int(row["tp"]),
+        "pipeline": int(row["pp"]),
+        "data": int(row["dp"]),
+        "context": int(row.get("cp") or 1),
+        "expert": int(row.get("ep") or 1),
+        "zero": int(row.get("zero") or 0),
+        "sequence_parallel": row.get("sp", "").startswith("True"),
+        "recompute": _recompute(row.get("recompute", "")),
+    }
+    if row.get("micro_batch"):
+        layout["micro_batch_size"] = int(row["micro_batch"])
+    settings = _settings(layout) + _interleaving(row, layout)
+    texts = (row.get("source", ""), row.get("variant", ""))
+    run = Run(row["hardware"], int(row["n_gpus"]), _stated_model(row), settings, texts)
+    return run, _metric(row)
+
+
+def _interleaving(
+    row: Mapping[str, str], layout: Mapping[str, object]
+) -> tuple[tuple[str, object], ...]:
+    """The schedule of the runs of arXiv 2205.05198: table 3 gives 175B and 530B three parts.
+
+    Rows of other sources say nothing about it and keep the framework's schedule.
+    """
+    interleaved = "Korthikanti" in row.get("source", "") and layout["pipeline"] != 1
+    return _schedule(3) if interleaved and int(row["n_layers"]) in (96, 105) else ()
+
+
+def _schedule(parts: int) -> tuple[tuple[str, object], ...]:
+    if parts == 1:
+        return _settings({"schedule": "1f1b"})
+    return _settings({"schedule": "interleaved", "virtual_stages": parts})
+
+
+def _stated_model(row: Mapping[str, str]) -> LlmModel:
+    """The row's model; the parameter count, if there is one, tells whether there is a gate."""
+
+    def build(activation: str) -> LlmModel:
+        gated = activation == "swiglu"
+        return LlmModel(
+            global_batch_size=int(row["global_batch"]),
+            seq_len=int(row["seq_len"]),
+            hidden_dim=int(row["hidden"]),
+            num_heads=int(row["heads"]),
+            num_kv_heads=int(row.get("kv_heads") or row["heads"]),
+            ffn_dim=int(row["ffn_dim"]),
+            vocab_size=int(row["vocab"]),
+            num_layers=int(row["n_layers"]),
+            tie_embeddings=row.get("tie_embeddings") == "True" or not gated,
+            activation=activation,
+            normalization="rmsnorm" if gated else "layernorm",
+            position_embedding="rotary" if gated else "learned",
+            dropout=0.0 if gated else MEGATRON_DROPOUT,
+            name=row.get("model", ""),
+        )
+
+    if not row.get("params"):
+        return build("swiglu")
+    stated = float(row["params"])
+    return min(
+        (build("swiglu"), build("gelu")), key=lambda model: abs(parameter_count(model) - stated)
+    )
+
+
+# --- Columns of a calculator ------------------------------------------------------------------
+
+
+def _read_calculation(row: Mapping[str, str]) -> tuple[Run, Metric]:
+    recompute = {"full": "full", "attn_only": "selective", "none": "none"}
+    if row["activation_recompute"] not in recompute:
+        raise DeepFlowError(f"activation_recompute = {row['activation_recompute']} is unknown")
+    layout = {
+        "tensor": int(row["tensor_par"]),
+        "pipeline": int(row["pipeline_par"]),
+        "data": int(row["data_par"]),
+        "micro_batch_size": int(row["microbatch_size"]),
+        "sequence_parallel": row["tensor_par_comm_type"] == "rs_ag",
+        "recompute": recompute[row["activation_recompute"]],
+        "zero": 1 if row["optimizer_sharding"] == "True" else 0,
+    }
+    model = LlmModel(
+        global_batch_size=int(row["batch_size"]),
+        seq_len=int(row["seq_len"]),
+        hidden_dim=int(row["hidden"]),
+        num_heads=int(row["attn_heads"]),
+        head_dim=int(row["attn_size"]),
+        ffn_dim=int(row["feedforward"]),
+        vocab_size=MEGATRON_VOCABULARY,
+        num_layers=int(row["num_layers"]),
+        tie_embeddings=True,
+        position_embedding="learned",
+        dropout=MEGATRON_DROPOUT,
+        name=row["model"],
+    )
+    settings = _settings(layout) + _schedule(int(row["pipeline_interleaving"]))
+    # The table has runs of this one framework, and says so by the paper's number.
+    return Run(row["hardware"], int(row["num_procs"]), model, settings, ("Megatron-LM",)), _metric(
+        row
+    )
+
+
+# --- Published summaries ----------------------------------------------------------------------
+
+
+def _read_publication(row: Mapping[str, str]) -> tuple[Run, Metric]:
+    metric = _metric(row)
+    shape = MEGATRON_MODELS.get(row["model"])
+    if not row["tp"] or not row["dp"]:
+        raise DeepFlowError("the publication does not state the layout over devices")
+    if shape is None:
+        raise DeepFlowError(f"the shape of {row['model']!r} is not known")
+    layers, width, heads = shape
+    model = LlmModel(
+        global_batch_size=int(row["global_batch"]),
+        seq_len=int(row["seq_len"]),
+        hidden_dim=width,
+        num_heads=heads,
+        vocab_size=MEGATRON_VOCABULARY,
+        num_layers=layers,
+        tie_embeddings=True,
+        position_embedding="learned",
+        dropout=MEGATRON_DROPOUT,
+        name=row["model"],
+    )
+    layout = {
+        "tensor": int(row["tp"]),
+        "pipeline": int(row["pp"]),
+        "data": int(row["dp"]),
+        "micro_batch_size": int(row["microbatch"]),
+        "sequence_parallel": False,
+        # Every run of arXiv 2104.04473 recomputes whole layers (section 3.5).
+        "recompute": "full",
+        "zero": 3 if row["scheme"].startswith("ZeRO-3") else 0,
+    }
+    texts = (row["scheme"],)
+    return Run(row["hardware"], int(row["num_gpus"]), model, _settings(layout), texts), metric

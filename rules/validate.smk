@@ -1,0 +1,125 @@
+# Predictions beside measurements: every table of a folder, and the page on accuracy.
+#
+#   snakemake --cores all validate --config tables=DIR             rows, plots by table
+#   snakemake --cores all docs/accuracy.md --config tables=DIR     the page, from these
+#
+# Without tables=DIR these are the samples that the repository has.
+
+from deepflow.validate.workflow import (
+    SAMPLES,
+    ablations_of,
+    hardware_digest,
+    tables_in,
+)
+
+VALIDATION = "results/validation"
+
+
+@lru_cache(maxsize=None)
+def get_tables():
+    """Name -> file of the tables that hold rows of a kind that is predicted."""
+    try:
+        return tables_in(config.get("tables", SAMPLES))
+    except DeepFlowError as error:
+        stop(str(error))
+
+
+def get_table(wildcards):
+    """The file of the table that a target names."""
+    tables = get_tables()
+    if wildcards.table not in tables:
+        stop(f"no table is called {wildcards.table!r} (known: {', '.join(tables)})")
+    return tables[wildcards.table]
+
+
+def validated(wildcards):
+    return expand(f"{VALIDATION}/{{table}}/rows.csv", table=get_tables())
+
+
+def ablated(wildcards):
+    return [
+        f"{VALIDATION}/{table}/without/{ablation}.csv"
+        for table, file in get_tables().items()
+        for ablation in ablations_of(file)
+    ]
+
+
+def described_data():
+    if "tables" in config:
+        return "complete tables, given to the workflow"
+    return f"the samples in `{SAMPLES}`"
+
+
+wildcard_constraints:
+    table=r"[A-Za-z0-9._+-]+",
+    ablation=r"[a-z_]+",
+
+
+localrules:
+    validate,
+    accuracy,
+
+
+rule validate:
+    input:
+        validated,
+
+
+rule validate_table:
+    input:
+        get_table,
+    output:
+        rows=f"{VALIDATION}/{{table}}/rows.csv",
+        plot=f"{VALIDATION}/{{table}}/parity.png",
+    log:
+        f"{VALIDATION}/{{table}}/rows.log",
+    params:
+        digest=lambda wildcards: hardware_digest(),
+    run:
+        deepflow(
+            ["validate", input[0], "--output", output.rows, "--plot", output.plot],
+            log[0],
+        )
+
+
+rule validate_without:
+    input:
+        get_table,
+    output:
+        f"{VALIDATION}/{{table}}/without/{{ablation}}.csv",
+    log:
+        f"{VALIDATION}/{{table}}/without/{{ablation}}.log",
+    params:
+        digest=lambda wildcards: hardware_digest(),
+        settings=lambda wildcards, input: ablations_of(input[0])[wildcards.ablation],
+    run:
+        settings = [
+            option for text in params.settings for option in ("--set", text)
+        ]
+        deepflow(["validate", input[0], "--output", output[0], *settings], log[0])
+
+
+rule accuracy:
+    input:
+        validated,
+        ablated,
+    output:
+        page="docs/accuracy.md",
+        plot="docs/images/accuracy.png",
+    log:
+        f"{VALIDATION}/accuracy.log",
+    params:
+        data=described_data(),
+    run:
+        deepflow(
+            [
+                "accuracy",
+                VALIDATION,
+                "--tables",
+                *get_tables(),
+                "--data",
+                params.data,
+            ]
+            + ["--output", output.page, "--plot", output.plot],
+            log[0],
+        )
