@@ -46,7 +46,9 @@ _MEMORY_PARTS = (
     "optimizer",
     "activations",
     "logits",
+    "temporary",
     "buffers",
+    "allocator",
     "reserved",
 )
 _HEADER = f"  {'operator':44} {'shape':28} {'each':>10} {'of step':>8} {'rate':>13}  bound by"

@@ -89,9 +89,16 @@ class Prediction:
     gradients_bytes: float | None = _column(float, "bytes", "gradients on it")
     optimizer_bytes: float | None = _column(float, "bytes", "optimizer states on it")
     activations_bytes: float | None = _column(float, "bytes", "saved activations on it")
-    logits_bytes: float | None = _column(float, "bytes", "logits and their gradient on it")
+    logits_bytes: float | None = _column(float, "bytes", "saved logits on it")
+    temporary_bytes: float | None = _column(
+        float, "bytes", "gradients and recomputed activations of one layer, or the logits', on it"
+    )
     buffers_bytes: float | None = _column(float, "bytes", "communication buffers on it")
-    reserved_bytes: float | None = _column(float, "bytes", "driver, libraries, allocator on it")
+    allocator_bytes: float | None = _column(float, "bytes", "held unused by the allocator on it")
+    reserved_bytes: float | None = _column(float, "bytes", "driver and libraries on it")
+    static_memory_bytes: float | None = _column(
+        float, "bytes", "weights, gradients, optimizer states and buffers: what stays between steps"
+    )
     peak_memory_bytes: float | None = _column(float, "bytes", "all parts together")
     memory_capacity_bytes: float | None = _column(float, "bytes", "memory of a device")
     fits_in_memory: bool | None = _column(bool, "", "peak_memory_bytes is within the capacity")
@@ -182,7 +189,7 @@ def _predict_gemm(hardware: Hardware, model: GemmModel) -> Prediction:
         flops_per_second_per_device=flops / cost.time / devices,
         time_gemm_s=cost.gemm,
         time_tensor_communication_s=compute.communication,
-        time_data_communication_s=reduction.data_communication,
+        time_data_communication_s=compute.data_communication + reduction.waiting,
         time_optimizer_s=update.elementwise,
         time_launch_s=cost.launch,
         model_flops=flops,
@@ -307,7 +314,10 @@ def _step_columns(
         "activations_bytes": fullest.activations,
         "logits_bytes": fullest.logits,
         "buffers_bytes": fullest.buffers,
+        "temporary_bytes": fullest.temporary,
+        "allocator_bytes": fullest.allocator,
         "reserved_bytes": fullest.reserved,
+        "static_memory_bytes": fullest.static,
         "peak_memory_bytes": fullest.total,
         "memory_capacity_bytes": capacity,
         "fits_in_memory": fits,

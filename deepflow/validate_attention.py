@@ -16,13 +16,17 @@ from deepflow.errors import DeepFlowError
 from deepflow.hardware import Hardware
 from deepflow.workload.operators import Attention
 
-# What replaying a graph takes beside the launches of its kernels.
-GRAPH_REPLAY = 0.7e-6  # s
+# What replaying a graph takes beside the launches of its kernels (shortest calls of both tables).
+GRAPH_REPLAY = 1.5e-6  # s
 
 TENSORRT_LLM = "tensorrt_llm"
+FLASHINFER = "flashinfer"
 FLASH_ATTENTION = "flash_attention"
 LIBRARIES = {
     "torch_flow": TENSORRT_LLM,
+    "vllm_flashinfer": FLASHINFER,
+    "flashinfer": FLASHINFER,
+    "trtllm_mha": FLASHINFER,
     "flash_attention": FLASH_ATTENTION,
     "vllm_flash_attn": FLASH_ATTENTION,
     "fa3": "flash_attention_3",
@@ -30,6 +34,7 @@ LIBRARIES = {
     "vllm_flash_attn_fa4": "flash_attention_3",
 }
 BYTES = {"bfloat16": 2, "float16": 2, "fp8": 1}
+BF16 = 2  # bytes of what goes into a call
 
 
 def predicted_seconds(row: Mapping[str, str], hardware: Hardware) -> float:
@@ -42,54 +47,62 @@ def predicted_seconds(row: Mapping[str, str], hardware: Hardware) -> float:
     for name in ("attn_dtype", "kv_cache_dtype"):
         if row[name] not in BYTES:
             raise DeepFlowError(f"{name} {row[name]!r} is not one of {', '.join(BYTES)}")
-    key_bytes = BYTES[row["kv_cache_dtype"]]
+    element_bytes, key_bytes = BYTES[row["attn_dtype"]], BYTES[row["kv_cache_dtype"]]
     # Kernels multiply in the cache's type, to which queries are converted.
-    dtype = "fp8" if 1 in (BYTES[row["attn_dtype"]], key_bytes) else "bf16"
-    head_dim, heads, kv_heads = (
-        int(row[name]) for name in ("head_dim", "num_heads", "num_kv_heads")
+    limits = attention_limits(
+        hardware, library, "fp8" if min(element_bytes, key_bytes) == 1 else None
     )
+    head_dim = int(row["head_dim"])
     operator = Attention(
         "attention",
         int(row["batch"]),
-        heads,
-        kv_heads,
+        int(row["num_heads"]),
+        int(row["num_kv_heads"]),
         int(row["q_len"]),
         int(row["kv_len"]),
         head_dim,
         head_dim,
         window=int(row.get("window_size") or 0) or None,
     )
-    limits = attention_limits(hardware, library, dtype)
-    dtype_fp8 = "fp8" in hardware.config.tech_param.core.precision_rates.supported
-    query_bytes = BYTES[row["attn_dtype"]]
+    # Only TensorRT-LLM has a prompt of one token go through the kernel of prompts.
     prompt = row["op"] == "attention_prefill"
-    exact = library == TENSORRT_LLM and prompt
-    kernel = attention_cost(operator, limits, query_bytes, key_bytes, prompt=exact)
+    fused = LIBRARIES.get(row["kernel_source"]) == TENSORRT_LLM
+    kernel = attention_cost(operator, limits, element_bytes, key_bytes, prompt=prompt and fused)
 
-    # New keys and values are copied to the cache. TensorRT-LLM gets queries in one tensor with
-    # them, rotates them and writes them to another.
+    # A kernel copies new keys and values to the cache. TensorRT-LLM gets queries in one tensor with
+    # them, rotates them and writes them to another; prompts need a kernel more to convert queries,
+    # and one more with asynchronous instructions. Others add up the parts of split sequences in a
+    # kernel of its own.
     kernels = 2
-    tokens = operator.batch * operator.query_len
-    moved = 2.0 * kv_heads * (BYTES["bfloat16"] + key_bytes)
-    if library == TENSORRT_LLM:
-        moved += heads * (BYTES["bfloat16"] + query_bytes)
-        if prompt and dtype_fp8:
-            kernels += 1
-        if key_bytes < query_bytes and prompt:
-            kernels += 1
-            moved += heads * (query_bytes + key_bytes)
-    elif "vllm" in row["kernel_source"]:
+    copied = 2 * operator.kv_heads * (BF16 + key_bytes)
+    if fused:
+        copied += operator.heads * (BF16 + element_bytes)
+        if prompt:
+            kernels += limits.asynchronous
+            if key_bytes < element_bytes:
+                kernels += 1
+                copied += operator.heads * (element_bytes + key_bytes)
+    elif not prompt:
         kernels += 1
-    copied = roofline_time(hardware.accelerator, 0.0, tokens * head_dim * moved)
-    launches = kernels * hardware.config.sw_param.kernel_launch_overhead
-    return GRAPH_REPLAY + launches + copied + kernel.time
+    tokens = operator.batch * operator.query_len
+    return (
+        GRAPH_REPLAY
+        + kernels * hardware.config.sw_param.kernel_launch_overhead
+        + roofline_time(hardware.accelerator, 0.0, tokens * head_dim * copied)
+        + kernel.time
+    )
 
 
 def _library(source: str, hardware: Hardware) -> str:
+    """The library behind the row's ``kernel_source``; some have kernels for each kind of device."""
     if source not in LIBRARIES:
         raise DeepFlowError(f"attention kernels of {source!r} are not modelled")
     library = LIBRARIES[source]
-    if library != FLASH_ATTENTION:
-        return library
     rates = hardware.config.tech_param.core.attention_rates
-    return "flash_attention_2" if rates.flash_attention_3 is None else "flash_attention_3"
+    if library == FLASH_ATTENTION:
+        return "flash_attention_2" if rates.flash_attention_3 is None else "flash_attention_3"
+    if library in (FLASHINFER, TENSORRT_LLM) and rates.trtllm_gen is not None:
+        return "trtllm_gen"
+    if library == FLASHINFER:
+        raise DeepFlowError("FlashInfer's kernels are modelled where they are those of trtllm_gen")
+    return library

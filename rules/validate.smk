@@ -46,7 +46,7 @@ def ablated(wildcards):
 
 def described_data():
     if "tables" in config:
-        return "complete tables, given to the workflow"
+        return f"the tables given to the workflow; `{SAMPLES}` has samples of them"
     return f"the samples in `{SAMPLES}`"
 
 

@@ -14,7 +14,7 @@ from deepflow.cost.collectives import CUSTOM_ALL_REDUCE_BYTES, collective_cost
 from deepflow.errors import ConfigError, DeepFlowError
 from deepflow.hardware import load_hardware
 from deepflow.mapping.groups import Group, LinkProtocol, place_group
-from deepflow.validate_collectives import predicted_seconds
+from deepflow.validate.collectives import predicted_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 H100 = ROOT / "configs/hardware-config/nvidia_h100_sxm_80gb.yaml"

@@ -60,6 +60,9 @@ def test_no_two_files_share_an_alias():
         ("hardware: {sw_param: {kernel_fusions: eager}}", "kernel_fusion"),
         ("hardware: {parallelism: {zero: 1}, scheduling_param: {zero: 1}}", "given twice"),
         ("hardware: [eager]", "expected sections"),
+        ("based_on: [nanotron.yaml]", "is not a file"),
+        ("based_on: missing.yaml", "no such file"),
+        ("based_on: wrong.yaml", "based on another file itself"),
         ("", "no framework file"),
     ],
 )
@@ -68,7 +71,15 @@ def test_mistakes_are_named(tmp_path, text, problem):
     path.write_text(text)
     with pytest.raises(ConfigError, match=problem) as raised:
         load_framework_config(path)
-    assert "wrong.yaml" in str(raised.value)
+    assert ".yaml" in str(raised.value)
+
+
+def test_a_variant_keeps_what_it_does_not_replace(slow, tmp_path):
+    path = tmp_path / "variant.yaml"
+    path.write_text("based_on: slow.yaml\nhardware: {scheduling_param: {recompute: none}}\n")
+    values = dict(load_framework_config(path).values)
+    assert values["scheduling_param.recompute"] == "none"
+    assert values["sw_param.host_time_per_kernel"] == pytest.approx(200e-6)
 
 
 def predicted_time(capsys, *options):

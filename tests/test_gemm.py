@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import math
+import statistics
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,8 @@ from deepflow.cost.gemm import (
 )
 from deepflow.errors import DeepFlowError
 from deepflow.hardware import Accelerator, Core, Hardware, Link, MemoryLevel, load_hardware
+from deepflow.validate import read_table
+from deepflow.validate.gemm import predicted_seconds
 from reference_model import reference_bytes, reference_gemm
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
@@ -628,3 +631,87 @@ def test_weights_of_fewer_bits_are_read_faster():
     assert gemm_cost(accelerator, *shape, ElementBytes(2, 2, 2)) == whole
     assert narrow.bytes_by_level[3] == 2 * 2 * 16384 + 16384 * 16384
     assert narrow.time == pytest.approx(whole.time / 2, rel=0.1)
+
+
+# --- Measured products ----------------------------------------------------------------------
+
+
+H100 = "configs/hardware-config/nvidia_h100_sxm_80gb.yaml"
+MEASURED = Path(__file__).parent / "data" / "measured"
+
+
+@cache
+def preset(path):
+    return load_hardware(path)
+
+
+def layer(dtype, m, k, n, source=""):
+    return {"dtype": dtype, "m": str(m), "k": str(k), "n": str(n), "kernel_source": source}
+
+
+@pytest.mark.parametrize(("gpu", "path"), [("a100_sxm", A100), ("h100_sxm", H100)])
+def test_measured_16_bit_products_are_met(gpu, path):
+    rows = [
+        row
+        for row in read_table(MEASURED / "op_gemm.csv.gz")
+        if row["gpu"] == gpu and row["dtype"] == "bfloat16"
+    ]
+    errors: dict[bool, list[float]] = {True: [], False: []}
+    for row in rows:
+        measured = float(row["latency_us"]) * 1e-6
+        error = abs(predicted_seconds(row, preset(path)) / measured - 1)
+        errors[measured > 20e-6].append(error)
+    assert min(map(len, errors.values())) > 100
+    assert statistics.median(errors[True]) < 0.08
+    assert statistics.fmean(errors[True]) < 0.12
+    assert statistics.median(errors[False]) < 0.12
+
+
+def test_fewer_bits_help_where_time_goes_into_the_product():
+    big, small = (8192, 8192, 8192), (8, 128, 128)
+    seconds = {
+        (dtype, shape): predicted_seconds(layer(dtype, *shape), preset(H100))
+        for dtype in ("bfloat16", "fp8", "fp8_block", "int8_wo")
+        for shape in (big, small)
+    }
+    assert seconds["fp8", big] < 0.7 * seconds["bfloat16", big]
+    assert seconds["fp8", big] < seconds["fp8_block", big] < seconds["bfloat16", big]
+    assert seconds["int8_wo", big] == pytest.approx(seconds["bfloat16", big], rel=0.05)
+    # Quantising is a kernel of its own.
+    launch = preset(H100).config.sw_param.kernel_launch_overhead
+    assert seconds["fp8", small] > seconds["bfloat16", small] + 0.9 * launch
+    one_row = (1, 16384, 16384)
+    whole, narrow = (
+        predicted_seconds(layer(d, *one_row), preset(H100)) for d in ("bfloat16", "int8_wo")
+    )
+    assert narrow == pytest.approx(whole / 2, rel=0.1)
+
+
+def test_a_layer_that_the_host_issues_takes_no_less_than_the_host():
+    eager = "CutlassFp8BlockScaledMMKernel"
+    small, big = (layer("fp8_block", *s, eager) for s in ((8, 128, 128), (8192, 8192, 8192)))
+    in_graph = layer("fp8_block", 8192, 8192, 8192)
+    assert predicted_seconds(small, preset(H100)) > 100e-6
+    assert predicted_seconds(big, preset(H100)) == predicted_seconds(in_graph, preset(H100))
+
+
+def test_hardware_counters_of_a_slow_clock():
+    """The longest kernels of the table run at the peak that the locked clock allows."""
+    rows = read_table(MEASURED / "op_gemm_a100_counters.csv.gz")
+    errors = []
+    for row in rows:
+        if row["metric"] == "kernel_time" and float(row["measured_value"]) > 1e-3:
+            seconds = predicted_seconds(row, preset(A100))
+            errors.append(abs(seconds / float(row["measured_value"]) - 1))
+    assert len(errors) > 10
+    assert max(errors) < 0.05
+    other = next(row for row in rows if row["metric"] == "dram_bytes")
+    with pytest.raises(DeepFlowError, match="dram_bytes"):
+        predicted_seconds(other, preset(A100))
+
+
+def test_products_without_a_rate_or_a_known_type_are_errors():
+    with pytest.raises(DeepFlowError, match="no rate for fp8"):
+        predicted_seconds(layer("fp8", 128, 128, 128), preset(A100))
+    with pytest.raises(DeepFlowError, match="fp3"):
+        predicted_seconds(layer("fp3", 128, 128, 128), preset(A100))

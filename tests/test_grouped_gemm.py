@@ -17,7 +17,7 @@ from deepflow.cost.grouped_gemm import (
 )
 from deepflow.errors import DeepFlowError, InfeasiblePoint
 from deepflow.hardware import load_hardware
-from deepflow.validate_moe import predicted_seconds, rank_loads
+from deepflow.validate.moe import predicted_seconds, rank_loads
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = load_hardware(ROOT / "configs/hardware-config/nvidia_a100_sxm_80gb.yaml")

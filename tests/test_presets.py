@@ -87,6 +87,7 @@ DATA_SHEETS = {
     "nvidia_v100_sxm2_32gb": (125e12, 900e9, 32 * GIB, 6 * MIB, 150e9, 6.25e9),
     "nvidia_a100_sxm_40gb": (312e12, 1555e9, 40 * GIB, 40 * MIB, 300e9, 25e9),
     "nvidia_a100_sxm_80gb": (312e12, 2039e9, 80 * GIB, 40 * MIB, 300e9, 25e9),
+    "nvidia_h100_sxm_80gb_efa": (989.4e12, 3352e9, 80 * GIB, 50 * MIB, 450e9, 50e9),
     "nvidia_a100_sxm_80gb_ethernet": (312e12, 2039e9, 80 * GIB, 40 * MIB, 300e9, 12.5e9),
     "nvidia_a100_pcie_40gb": (312e12, 1555e9, 40 * GIB, 40 * MIB, 32e9, 12.5e9),
     "nvidia_a100_pcie_80gb": (312e12, 1935e9, 80 * GIB, 40 * MIB, 32e9, 12.5e9),
@@ -272,6 +273,7 @@ ASSUMED_AS = {
     "nvidia_a100_pcie_80gb": "nvidia_a100_sxm_80gb",
     "nvidia_a100_pcie_80gb_nvlink_pairs": "nvidia_a100_sxm_80gb",
     "nvidia_a100_sxm_80gb_ethernet": "nvidia_a100_sxm_80gb",
+    "nvidia_h100_sxm_80gb_efa": "nvidia_h100_sxm_80gb",
     "nvidia_l40s": "nvidia_a100_sxm_80gb",
     "nvidia_h100_pcie_80gb": "nvidia_h100_sxm_80gb",
     "nvidia_h100_pcie_80gb_nvlink_pairs": "nvidia_h100_sxm_80gb",
@@ -288,7 +290,8 @@ def test_assumed_fractions_are_those_of_the_device_that_is_named(name):
         core = config.tech_param.core
         return (
             config.sw_param.kernel_launch_overhead,
-            (core.whole_waves, core.exposed_epilogue, core.util, core.attention_util),
+            (core.whole_waves, core.exposed_epilogue, core.split_latency),
+            (core.util, core.attention_util),
             config.tech_param.DRAM.util,
         )
 
@@ -333,38 +336,3 @@ def test_names_in_measured_tables_lead_to_one_preset_each():
         "gb200": "nvidia_gb200_nvl72",
     }.items():
         assert aliases[plain(measured)] == expected
-
-
-# --- Published parameter counts ---------------------------------------------------------------
-
-PUBLISHED_PARAMETERS = {
-    "GPT3-175B": 174.6e9,  # "175 billion": Brown et al. 2020
-    "Megatron-1T": 1008.0e9,  # Narayanan et al. 2021, table 1
-    "Llama2-7B": 6.738e9,  # the released checkpoints, here and below
-    "Llama2-13B": 13.016e9,
-    "Llama2-70B": 68.977e9,
-    "Llama3.1-8B": 8.030e9,
-    "Llama3.1-70B": 70.554e9,
-    "Llama3.1-405B": 405.85e9,
-    "Qwen2.5-7B": 7.616e9,
-    "Qwen2.5-72B": 72.706e9,
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
-def test_model_presets_have_the_published_number_of_parameters(name):
-    """Attention, feed-forward and embeddings; norms and biases are far below the tolerance."""
-    model = load_model_config(ROOT / f"configs/model-config/{name}.yaml")
-    attention = 2 * model.hidden_dim * model.head_width * (model.num_heads + model.kv_heads)
-    matrices = 3 if model.activation == "swiglu" else 2
-    feed_forward = matrices * model.hidden_dim * model.feed_forward_dim
-    embeddings = model.vocab_size * model.hidden_dim * (1 if model.tie_embeddings else 2)
-    if model.position_embedding == "learned":
-        embeddings += (model.max_position or model.seq_len) * model.hidden_dim
-    total = model.num_layers * (attention + feed_forward) + embeddings
-    assert total == pytest.approx(PUBLISHED_PARAMETERS[name], rel=0.002)
-
-
-def test_every_published_model_is_checked():
-    studies = {"GEMM", "LSTM", "LLM"}
-    assert {path.stem for path in MODEL_FILES} == studies | set(PUBLISHED_PARAMETERS)

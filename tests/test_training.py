@@ -167,9 +167,19 @@ def test_memory_by_part():
         + one.optimizer_bytes
         + one.activations_bytes
         + one.logits_bytes
+        + one.temporary_bytes
         + one.buffers_bytes
+        + one.allocator_bytes
         + one.reserved_bytes
     )
+    held = predict(
+        machine(**{"sw_param.allocator_overhead": 0.2, "sw_param.reserved_memory": "5 GiB"}),
+        workload,
+    )
+    plain = predict(machine(), workload)
+    assert held.peak_memory_bytes == pytest.approx(1.2 * plain.peak_memory_bytes + 5 * 2**30)
+    buckets = predict(machine(gradient_bucket="25 MB"), workload)
+    assert buckets.gradients_bytes == pytest.approx(plain.gradients_bytes * 6 / 4)
 
 
 def test_recomputation_trades_time_for_memory():
@@ -252,8 +262,8 @@ def test_balance_by_flops_gives_the_head_stage_fewer_layers():
 
 def test_a_slow_host_sets_the_pace_of_small_kernels_only():
     """A pass over a layer takes its kernels' time or the time to issue them, whichever is more."""
-    small = {"tensor": 8, "micro_batch_size": 1}
-    large = {"tensor": 1, "micro_batch_size": 8}
+    small = {"tensor": 8, "micro_batch_size": 1, "sw_param.kernel_fusion": "fused"}
+    large = {"tensor": 1, "micro_batch_size": 8, "sw_param.kernel_fusion": "fused"}
     host = {"sw_param.host_time_per_kernel": 100e-6}
     for layout, is_bound in ((small, True), (large, False)):
         quick, slow = (predict(machine(**layout, **changes), model()) for changes in ({}, host))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from deepflow.config.hardware import HardwareConfig
-from deepflow.config.huggingface import import_model
+from deepflow.config.huggingface import MODEL_TYPES, import_model
 from deepflow.config.loading import load_hardware_config, load_model_config, read_yaml
-from deepflow.config.model import MODEL_MODES, LlmModel
+from deepflow.config.model import MODEL_MODES
 from deepflow.config.old_style import translate
 from deepflow.config.schema import keys_of
 from deepflow.errors import ConfigError
@@ -38,14 +38,19 @@ def add_config_command(commands: Any) -> None:
     parser = steps.add_parser(
         "import",
         help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}: Llama, Mistral, Qwen2, GPT-2, GPT-NeoX"
-        " or OPT. Whatever a model file cannot represent is an error that names the key.",
+        description=f"{purpose[0].upper()}{purpose[1:]}, of one of these families:"
+        f" {', '.join(MODEL_TYPES)}."
+        " Whatever a model file cannot represent is an error that names the key.",
     )
     parser.add_argument("source", metavar="CONFIG.json", help="configuration of the checkpoint")
     parser.add_argument("--output", metavar="FILE", help="where to write (default: print)")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     parser.add_argument(
-        "--batch", type=int, metavar="N", default=1, help="sequences per step (default: 1)"
+        "--batch",
+        type=int,
+        metavar="N",
+        default=1,
+        help="sequences or images per step (default: 1)",
     )
     parser.add_argument(
         "--seq-len", type=int, metavar="N", help="tokens per sequence (default: the longest)"
@@ -78,7 +83,8 @@ def model_file(
 ) -> tuple[str, tuple[str, ...]]:
     """(text of the model file, notes) of a Hugging Face ``config.json``.
 
-    ``batch`` is in sequences, ``seq_len`` in tokens. Raises ConfigError like ``import_model``.
+    ``batch`` is in sequences or images, ``seq_len`` in tokens. Raises ConfigError like
+    ``import_model``.
     """
     imported = import_model(source, global_batch_size=batch, seq_len=seq_len)
     header = [
@@ -86,7 +92,7 @@ def model_file(
         "The batch is not part of that file.",
         *(f"Note: {note}." for note in imported.notes),
     ]
-    body = _yaml(imported.parameters, LlmModel, indent="  ")
+    body = _yaml(imported.parameters, MODEL_MODES[imported.parameters["mode"]], indent="  ")
     return "".join(f"# {line}\n" for line in header) + "model_param:\n" + body, imported.notes
 
 

@@ -1,9 +1,9 @@
 """What a training framework adds to hardware: one file, one set of values per framework.
 
 A framework file has a ``name``, ``aliases`` by which tables of measurements speak of it, and,
-under ``hardware``, keys of a hardware file's software and parallelism sections. Its values
-replace those of the hardware file; what a sweep, a command line or a row of a table sets
-replaces both.
+under ``hardware``, keys of a hardware file's software and parallelism sections. ``based_on`` names
+a file beside it whose values hold too, unless replaced. A framework's values replace those of the
+hardware file; what a sweep, a command line or a row of a table sets replaces both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECTIONS = {
     "scheduling_param": Parallelism,
     "parallelism": Parallelism,
 }
-_KEYS = ("name", "aliases", "hardware")
+_KEYS = ("name", "aliases", "based_on", "hardware")
 
 
 @record(frozen=True)
@@ -65,14 +65,25 @@ def load_framework_config(path: str | Path) -> FrameworkConfig:
     if not isinstance(aliases, list) or not all(isinstance(x, str) and x for x in aliases):
         raise ConfigError("is not a list of texts", file=file, key="aliases", value=aliases)
     values: dict[str, object] = {}
+    own: dict[str, object] = {}
+    if "based_on" in content:
+        values.update(_base(content["based_on"], Path(path)).values)
     for place, given in _entries(content.get("hardware", {}), file):
         canonical = resolve_path(HardwareConfig, place, file=file, shown_key=f"hardware.{place}")
-        if canonical in values:
+        if canonical in own:
             raise ConfigError(f"{canonical} is given twice", file=file, key=f"hardware.{place}")
-        values[canonical] = parse_at(
+        own[canonical] = parse_at(
             HardwareConfig, canonical, given, file=file, shown_key=f"hardware.{place}"
         )
-    return FrameworkConfig(name, tuple(aliases), tuple(values.items()), file)
+    return FrameworkConfig(name, tuple(aliases), tuple((values | own).items()), file)
+
+
+def _base(name: object, path: Path) -> FrameworkConfig:
+    if not isinstance(name, str) or not name:
+        raise ConfigError("is not a file", file=str(path), key="based_on", value=name)
+    if "based_on" in (read_yaml(path.parent / name) or {}):
+        raise ConfigError(f"{name} is based on another file itself", file=str(path), key="based_on")
+    return load_framework_config(path.parent / name)
 
 
 def _entries(content: object, file: str) -> Iterator[tuple[str, object]]:
@@ -113,6 +124,10 @@ def framework_schema() -> dict[str, Any]:
                 "type": "array",
                 "items": {"type": "string"},
                 "description": "words by which tables of measurements name the framework",
+            },
+            "based_on": {
+                "type": "string",
+                "description": "framework file beside this one whose values hold too",
             },
             "hardware": {
                 "type": "object",

@@ -22,7 +22,7 @@ LAYOUTS = ("none", "auto", *("-".join(order) for order in permutations(PARALLEL_
 # Bytes of an element of each data type that matrix units multiply. TF32 is kept as FP32.
 DTYPE_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5, "int8": 1}
 
-ATTENTION_LIBRARIES = ("flash_attention_2", "flash_attention_3", "tensorrt_llm")
+ATTENTION_LIBRARIES = ("flash_attention_2", "flash_attention_3", "tensorrt_llm", "trtllm_gen")
 
 
 @record(frozen=True)
@@ -73,6 +73,29 @@ class SoftwareParameters:
         minimum=0,
         plausible=(0, 1e-2),
     )
+    host_time_per_remote_rank: float | None = option(
+        "the same for ranks on other nodes (default: host_time_per_rank)",
+        None,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-2),
+    )
+    host_time_per_tensor: float = option(
+        "time the host needs in a step to update one tensor of weights; the update takes at least"
+        " as long as that for all tensors of a device",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-1),
+    )
+    host_time_per_gathered_shard: float = option(
+        "with zero 1 and 2, time of the host to gather updated weights, for each tensor of weights"
+        " and rank of the data group, where lists of shards are gathered and not one buffer",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-2),
+    )
     host_time_per_step: float = option(
         "time of a step in which the device waits for the host, whatever the model",
         0.0,
@@ -97,6 +120,12 @@ class SoftwareParameters:
         minimum=0,
         plausible=(0, 2**40),
     )
+    allocator_overhead: float = option(
+        "memory that the framework's allocator holds beyond what is in use, relative to that",
+        0.0,
+        minimum=0,
+        maximum=10,
+    )
     host_bandwidth: float | None = option(
         "bandwidth of a device to the host's memory, each direction, for what is offloaded",
         None,
@@ -111,6 +140,12 @@ class SoftwareParameters:
         minimum=-1,
         plausible=(1e6, 1e14),
     )
+
+    def check_time(self, ranks: int, ranks_in_node: int) -> float:
+        """Time of the host to check a call with all ``ranks`` of a group."""
+        remote = self.host_time_per_remote_rank
+        far = self.host_time_per_rank if remote is None else remote
+        return self.host_time_per_rank * ranks_in_node + far * (ranks - ranks_in_node)
 
 
 def _rate(dtype: str) -> Any:
@@ -147,6 +182,7 @@ class AttentionRates:
     flash_attention_2: float | None = _attention_rate("FlashAttention-2")
     flash_attention_3: float | None = _attention_rate("FlashAttention-3")
     tensorrt_llm: float | None = _attention_rate("TensorRT-LLM")
+    trtllm_gen: float | None = _attention_rate("TensorRT-LLM and FlashInfer on Blackwell")
 
 
 @record(frozen=True)
@@ -361,6 +397,11 @@ class LinkTechnology:
         unit="s",
         minimum=0,
         plausible=(0, 1e-1),
+    )
+    in_turns: bool = option(
+        "between nodes: parts of an all_reduce cross this network in turns with the one within a"
+        " node, not at the same time",
+        False,
     )
     reduction_util: float = option(
         "fraction of the bandwidth that reductions inside the switch achieve (0: it has none)",
@@ -643,6 +684,15 @@ class Parallelism:
     )
     overlap_gradient_reduction: bool = option(
         "reduce gradients while the last backward pass still runs", True
+    )
+    gradient_bucket: float | None = option(
+        "without zero, size of the buckets in which gradients of the working precision are kept and"
+        " reduced, beside those that are accumulated in gradient_bytes (default: none kept, a"
+        " layer's are reduced at once)",
+        None,
+        unit="bytes",
+        above=0,
+        plausible=(1e3, 1e12),
     )
     gradient_bytes: int = option(
         "bytes of an accumulated gradient element", 4, unit="bytes", choices=(2, 4)

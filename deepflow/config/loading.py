@@ -548,6 +548,7 @@ def check_hardware(config: HardwareConfig) -> None:
 
 def check_model(config: ModelConfig, file: str = "") -> None:
     """Raises ConfigError if keys of a model configuration contradict each other."""
+    problem: tuple[str, str] | None = None
     match config:
         case LlmModel():
             problem = _contradiction(config)
@@ -556,8 +557,6 @@ def check_model(config: ModelConfig, file: str = "") -> None:
                 problem = ("patch_size", f"must divide image_size = {config.image_size}")
             else:
                 problem = _contradiction(config.transformer)
-        case _:
-            problem = None
     if problem is not None:
         key, text = problem
         raise ConfigError(
@@ -647,6 +646,7 @@ def json_schema(kind: str) -> dict[str, Any]:
 
     Raises ConfigError for other kinds.
     """
+    schema: dict[str, Any]
     if kind == "hardware":
         whole = object_schema(HardwareConfig)
         base = {"type": "string", "description": "hardware file that this one changes"}

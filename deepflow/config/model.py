@@ -283,9 +283,7 @@ class VitModel:
 
 ModelConfig = GemmModel | LstmModel | LlmModel | VitModel
 
-MODEL_MODES: dict[
-    str, type[GemmModel] | type[LstmModel] | type[LlmModel] | type[VitModel]
-] = {
+MODEL_MODES: dict[str, type[GemmModel] | type[LstmModel] | type[LlmModel] | type[VitModel]] = {
     "GEMM": GemmModel,
     "LSTM": LstmModel,
     "LLM": LlmModel,

@@ -5,106 +5,131 @@ one block after the other (FlashAttention-2, arXiv 2307.08691, 3.2). What bounds
 
 - products and exponentials take turns on a bundle: special-function units are so few that a head
   of 64 spends as long on one as on the other (FlashAttention-3, arXiv 2407.08608, 3.1);
-- a block has to wait for what it reads first and to write its output, which other blocks on the
-  same bundle hide in part;
+- a block waits for what it reads first and writes its output last, which other blocks on the same
+  bundle hide in part;
 - causal blocks differ in length, so that bundles end at different times;
 - queries, keys, values and outputs come from and go to device memory once; what blocks read again
-  comes from the L2 cache.
+  comes from the cache.
 
 With a single query per sequence (generation) a block serves all heads that share keys, and keys
 are split over bundles that would be idle (Flash-Decoding); reading them is what takes time.
+
+Constants without another source hold for all devices: they were chosen, in round figures, to make
+the errors small over all kernels of the tables op_attention_prefill and op_attention_decode on
+A100 and H100 together.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
 from deepflow.config.hardware import DTYPE_BYTES
 from deepflow.errors import ConfigError, InfeasiblePoint
 from deepflow.hardware import Hardware
-from deepflow.workload.operators import FORWARD_PASSES, Attention
+from deepflow.workload.operators import FORWARD_PASSES, FP32, Attention
 
 KEY_BLOCK = 64  # keys that a block of queries takes at a time
 
-# Bundles end at different times: list scheduling leaves a bundle idle for at most the longest
-# block (Graham, "Bounds on multiprocessing timing anomalies", 1969), measured kernels leave three
-# quarters of it.
-IDLE_AT_END = 0.75
+# Asynchronous matrix instructions are issued by groups of four warps, 64 rows each; kernels that
+# use them have two groups on a block (arXiv 2407.08608, 3.1).
+ASYNCHRONOUS_ROWS = 128
+
+PROMPT_RESIDENTS = 2  # blocks that share a bundle and hide each other's latency
+
+# Part of the longest block that bundles idle at the end on average. List scheduling leaves at most
+# all of it (Graham, "Bounds on multiprocessing timing anomalies", 1969).
+IDLE_AT_END = 0.65
 
 # Elementwise work of the backward pass on a score, in exponentials: what FlashAttention-2 and -3
 # need for heads of 64 beside heads of 128 on 16,384 tokens (arXiv 2407.08608, figure 6).
 BACKWARD_EXPONENTIALS = 1.6
 
-# Keys from which on splitting a sequence over bundles and adding up their results takes a second
-# latency.
+# Generation: latency of a block on a device with little else to do over that on a busy one; keys
+# from which on splitting them over bundles and adding up the results doubles it; rate of keys that
+# heads read again over that of device memory.
+IDLE_LATENCY = 0.7
 SPLIT_KEYS = 512
+CACHED_SPEEDUP = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionLibrary:
-    """What a library's kernels do alike on all GPUs.
+    """What a library's kernels do alike on all devices.
 
-    ``query_rows``: queries of a block. ``exposed_transfer``: part of the transfers that no
-    arithmetic hides. ``backward_rate``: rate of the backward pass's products over the forward
-    pass's; None without a backward pass. ``narrow_rate``: rate of products of one-byte numbers over
-    their share of the peak.
+    ``query_rows``: queries of a block, with matrix instructions of single warps.
+    ``exposed_transfer``: part of the transfers that no arithmetic hides. ``backward_rate``: rate of
+    the backward pass's products over the forward pass's; None: no backward pass. ``narrow_rate``:
+    rate of products of one-byte numbers over their share of the peak. ``packs_groups``: a block
+    takes queries of all heads that share keys where those of one head do not fill it.
 
-    In generation: ``tile_rows``, heads of a group are padded to multiples of it, and
-    ``exposed_products``, part of their products that reading keys does not hide.
-    ``largest_group``: heads that share keys and are served together; more of them, or one alone,
-    take the kernel for single heads. ``single_latency``, ``narrow_latency``: latency of its
-    blocks, and of blocks with keys of one byte, over that of others.
+    Generation: ``tile_rows``: the heads of a group are padded to multiples of it.
+    ``exposed_products``: part of their products that reading keys does not hide.
+    ``latency``: latency of blocks over that of prompts, ``narrow_latency``: with keys of one byte;
+    ``latency_per_head``: what each head of a group adds to it. ``largest_group``: heads that share
+    keys and are served together. More of them, or one alone, take the kernel for single heads, of
+    whose blocks ``single_residents`` share a bundle, and which needs ``single_conversion`` of the
+    time that it takes to read keys of one byte to convert them.
     """
 
     query_rows: int
-    exposed_transfer: float
     backward_rate: float | None
     tile_rows: int
     exposed_products: float
+    exposed_transfer: float = 0.0
     narrow_rate: float = 1.0
-    largest_group: int | None = None
-    single_latency: float = 1.0
+    packs_groups: bool = False
+    latency: float = 1.0
     narrow_latency: float = 1.0
+    latency_per_head: float = 0.0
+    largest_group: int | None = None
+    single_residents: float = 1.0
+    single_conversion: float = 0.0
 
 
 LIBRARIES = {
-    # Backward rates: figures 5 and 6 of arXiv 2407.08608 at 16,384 tokens; FlashAttention-2 on the
+    # Backward rates: figures 5 and 6 of arXiv 2407.08608 at 16,384 tokens. FlashAttention-2 on the
     # A100 agrees (arXiv 2307.08691, abstract: 73 % of the peak forward, 63 % backward).
     "flash_attention_2": AttentionLibrary(
-        query_rows=128,
-        exposed_transfer=0.0,
-        backward_rate=0.79,
-        tile_rows=64,
-        exposed_products=0.75,
+        query_rows=128, backward_rate=0.79, tile_rows=64, exposed_products=1.0
     ),
     "flash_attention_3": AttentionLibrary(
         query_rows=128,
-        exposed_transfer=0.0,
         backward_rate=0.72,
         tile_rows=64,
         exposed_products=0.0,
+        narrow_rate=0.75,
+        packs_groups=True,
     ),
-    # Generation: XQA kernels for groups of 2 to 32 heads, else the masked multi-head kernel.
+    # For inference only. Generation: XQA kernels for groups of 2 to 32 heads, else the masked
+    # multi-head kernel.
     "tensorrt_llm": AttentionLibrary(
         query_rows=64,
-        exposed_transfer=0.5,
         backward_rate=None,
         tile_rows=16,
-        exposed_products=1.0,
+        exposed_products=0.3,
+        exposed_transfer=0.3,
         narrow_rate=0.85,
+        narrow_latency=0.2,
+        latency_per_head=0.01,
         largest_group=32,
-        single_latency=0.3,
-        narrow_latency=0.12,
+        single_residents=3.4,
+        single_conversion=0.3,
+    ),
+    # TensorRT-LLM's and FlashInfer's kernels for Blackwell, for inference only.
+    "trtllm_gen": AttentionLibrary(
+        query_rows=128,
+        backward_rate=None,
+        tile_rows=16,
+        exposed_products=0.0,
+        exposed_transfer=0.3,
+        narrow_rate=0.85,
+        latency=0.2,
+        narrow_latency=0.2,
+        latency_per_head=0.01,
     ),
 }
-
-PROMPT_RESIDENTS = 3  # blocks that share a bundle and hide each other's latency
-
-# Latency that a further head of a group adds to a block in generation, over that of the block.
-LATENCY_PER_HEAD = 0.02
 
 
 class AttentionCost(NamedTuple):
@@ -120,8 +145,9 @@ class AttentionLimits(NamedTuple):
 
     library: str
     flops: float  # FLOP/s of products
-    warp_flops: float  # FLOP/s of products by instructions of single warps
+    warp_flops: float  # FLOP/s of products by instructions of single warps, at most
     exponentials: float  # 1/s
+    asynchronous: bool  # the device has matrix instructions of several warps
     bundles: int
     block_latency: float  # s
     bandwidth: float  # bytes/s of device memory
@@ -141,25 +167,29 @@ def attention_limits(
     config, core = hardware.config, hardware.accelerator.core
     technology, software = config.tech_param.core, config.sw_param
     library = library or software.attention_library
-    flops = core.peak_flops * technology.attention_fraction(library)
+    relative = 1.0
     if dtype is not None:
         rates = technology.precision_rates.supported
         if dtype not in rates:
             raise ConfigError(f"tech_param.core.precision_rates.{dtype} is missing")
-        flops *= rates[dtype] / (1.0 if software.dtype is None else rates[software.dtype])
-    if DTYPE_BYTES[dtype or software.dtype or "bf16"] == 1:
-        flops *= LIBRARIES[library].narrow_rate
-    if flops <= 0:
+        relative = rates[dtype] / (1.0 if software.dtype is None else rates[software.dtype])
+    peak = core.peak_flops * relative
+    if peak <= 0:
         raise InfeasiblePoint("the core has no throughput")
     memory = hardware.accelerator.memory[-1]
     if memory.bandwidth <= 0:
         raise InfeasiblePoint(f"memory level {memory.name} has no bandwidth")
+    dtype = dtype or software.dtype
+    narrow = dtype is not None and DTYPE_BYTES[dtype] <= 1
     per_cycle = technology.special_functions_per_cycle
     return AttentionLimits(
         library,
-        flops,
-        core.peak_flops * technology.warp_matrix_rate,
+        peak
+        * technology.attention_fraction(library)
+        * (LIBRARIES[library].narrow_rate if narrow else 1.0),
+        peak * technology.warp_matrix_rate,
         inf if per_cycle is None else per_cycle * core.num_bundles * core.operating_frequency,
+        technology.warp_matrix_rate < 1,
         core.num_bundles,
         technology.attention_block_latency,
         memory.bandwidth,
@@ -184,41 +214,40 @@ def attention_cost(
     Raises:
         ConfigError: the library has no backward pass.
     """
-    generates = operator.query_len == 1 and operator.passes == FORWARD_PASSES and not prompt
-    return _cost(replace(operator, name=""), limits, element_bytes, key_bytes, generates)
-
-
-@lru_cache(maxsize=1 << 14)
-def _cost(
-    operator: Attention,
-    limits: AttentionLimits,
-    element_bytes: float,
-    key_bytes: float,
-    generates: bool,
-) -> AttentionCost:
-    queries, keys = _elements(operator)
-    moved = queries * element_bytes + keys * key_bytes
-    transfer = moved / limits.bandwidth + limits.memory_latency
-    if generates:
-        compute, transfer = _generation(operator, limits, transfer, keys, key_bytes)
-    else:
-        compute = _prompt(operator, limits) + LIBRARIES[limits.library].exposed_transfer * transfer
-        transfer += limits.block_latency
-    bound = "compute" if compute >= transfer else limits.memory
-    return AttentionCost(max(compute, transfer), bound, moved)
-
-
-def _elements(operator: Attention) -> tuple[float, float]:
-    """Elements moved of queries and outputs, and of keys and values; backward, with gradients."""
-    seen = operator.kv_len
-    if operator.window is not None:
-        seen = min(seen, operator.window + operator.query_len - 1)
-    width = operator.head_dim + operator.value_dim
+    library = LIBRARIES[limits.library]
     queries = operator.batch * operator.query_len * operator.heads / operator.shards
-    keys = float(operator.batch * seen * operator.kv_heads * width)
-    if operator.passes == FORWARD_PASSES:
-        return queries * width, keys
-    return queries * (2 * width + operator.value_dim), 2 * keys
+    keys = float(operator.batch * operator.kv_heads * _keys_seen(operator))
+    width = operator.head_dim + operator.value_dim
+    # Forward: queries, outputs, keys and values; backward: queries, gradients of outputs, keys and
+    # values, and the gradients of these two.
+    forward = operator.passes == FORWARD_PASSES
+    moved = width * (queries * element_bytes + keys * key_bytes * (1 if forward else 2))
+    apart = 0.0
+    if not forward:
+        # Before it, a kernel multiplies outputs by their gradients; behind it, one converts the
+        # gradient of queries, which has been summed up in 32 bits.
+        apart = queries * (
+            2 * operator.value_dim * element_bytes + operator.head_dim * (2 * FP32 + element_bytes)
+        )
+    transfer = moved / limits.bandwidth + limits.memory_latency
+    compute = _prompt(operator, limits) + library.exposed_transfer * transfer
+    memory = transfer + limits.block_latency
+    if operator.query_len == 1 and forward and not prompt:
+        # Where the kernel of prompts is the faster one, it is taken.
+        ways = [
+            (compute, memory),
+            _generation(operator, limits, transfer, keys * width, key_bytes),
+        ]
+        compute, memory = min(ways, key=max)
+    bound = "compute" if compute >= memory else limits.memory
+    return AttentionCost(max(compute, memory) + apart / limits.bandwidth, bound, moved + apart)
+
+
+def _keys_seen(operator: Attention) -> int:
+    """Keys of a sequence that any query of it sees."""
+    if operator.window is None:
+        return operator.kv_len
+    return min(operator.kv_len, operator.window + operator.query_len - 1)
 
 
 def _flops_per_score(operator: Attention) -> float:
@@ -230,8 +259,7 @@ def _flops_per_score(operator: Attention) -> float:
 def _prompt(operator: Attention, limits: AttentionLimits) -> float:
     """Seconds of blocks of queries on all bundles, memory apart."""
     library = LIBRARIES[limits.library]
-    rows = library.query_rows
-    blocks, visited, longest = _blocks(operator, rows)
+    rows = ASYNCHRONOUS_ROWS if limits.asynchronous else library.query_rows
     products, exponentials = 1.0, 1.0
     if operator.passes != FORWARD_PASSES:
         if library.backward_rate is None:
@@ -244,10 +272,16 @@ def _prompt(operator: Attention, limits: AttentionLimits) -> float:
     per_key = rows * (
         products * _flops_per_score(operator) / limits.flops + exponentials / limits.exponentials
     )
-    heads = operator.batch * operator.heads / operator.shards
+    blocks, keys, longest = _blocks(operator, rows)
     waiting = blocks * limits.block_latency / (PROMPT_RESIDENTS * limits.bundles)
     alone = limits.block_latency + longest * per_key * limits.bundles
-    return max(alone, heads * (waiting + visited * per_key) + IDLE_AT_END * alone)
+    heads = float(operator.heads)
+    if library.packs_groups and operator.query_len < rows:
+        heads = operator.kv_heads * -(
+            -operator.heads * operator.query_len // (operator.kv_heads * rows)
+        )
+    heads *= operator.batch / operator.shards
+    return max(alone, heads * (waiting + keys * per_key) + IDLE_AT_END * alone)
 
 
 def _blocks(operator: Attention, rows: int) -> tuple[int, float, float]:
@@ -257,17 +291,21 @@ def _blocks(operator: Attention, rows: int) -> tuple[int, float, float]:
     """
     step = rows // KEY_BLOCK
     blocks = -(-operator.query_len // rows)
-    most = -(-operator.kv_len // KEY_BLOCK)
+    last = -(-operator.kv_len // KEY_BLOCK)
+    if operator.causal:
+        last = max(last, (blocks - 1) * step + 1)
+    most = last
     if operator.window is not None:
-        most = min(most, -(-(operator.window + rows - 1) // KEY_BLOCK))
-    if not operator.causal:
-        return blocks, float(blocks * most * KEY_BLOCK), float(most * KEY_BLOCK)
-    # Block j ends at key kv_len - j rows: the first ones take as many as the window lets them.
-    last = max(-(-operator.kv_len // KEY_BLOCK), (blocks - 1) * step + 1)
-    full = min(blocks, (last - most) // step + 1)
-    rest = blocks - full
-    taken = full * most + rest * last - step * rest * (full + blocks - 1) / 2
-    return blocks, taken * KEY_BLOCK, float(most * KEY_BLOCK)
+        # A window need not begin where a block of keys does.
+        most = min(most, -(-(operator.window + rows - 1) // KEY_BLOCK) + 1)
+    taken = blocks * most
+    if operator.causal:
+        # Block j from the end takes what ends at key block last - j step, or as much of it as the
+        # window lets it.
+        full = min(blocks, (last - most) // step + 1)
+        rest = blocks - full
+        taken = full * most + rest * last - step * rest * (full + blocks - 1) // 2
+    return blocks, float(taken * KEY_BLOCK), float(most * KEY_BLOCK)
 
 
 def _generation(
@@ -283,22 +321,25 @@ def _generation(
     values, each of ``key_bytes``.
     """
     library = LIBRARIES[limits.library]
-    keys = operator.kv_len if operator.window is None else min(operator.kv_len, operator.window)
+    keys = _keys_seen(operator)
     sequences = operator.batch / operator.shards
     streams, group = operator.kv_heads, operator.heads / operator.kv_heads
+    waiting, residents = library.latency, 1.0
     largest = library.largest_group
     if largest is not None and (group <= 1 or group > largest):
         # Every head reads the keys for itself.
-        streams = operator.heads
-        transfer += key_elements * key_bytes * (group - 1) / limits.bandwidth
-        relative_latency = library.single_latency
+        streams, residents = operator.heads, library.single_residents
+        once = key_elements * key_bytes / limits.bandwidth
+        transfer += once * (group - 1) / CACHED_SPEEDUP
+        if key_bytes < 2:
+            transfer += once * library.single_conversion
     else:
         rows = library.tile_rows * -(-operator.heads // (operator.kv_heads * library.tile_rows))
         per_score = _flops_per_score(operator) / limits.warp_flops + 1 / limits.exponentials
         transfer += library.exposed_products * sequences * streams * rows * keys * per_score
-        relative_latency = library.narrow_latency if key_bytes < 2 else 1.0
-        relative_latency += LATENCY_PER_HEAD * group
-    latency = limits.block_latency * relative_latency
-    waves = sequences * streams * latency / limits.bundles
-    latency *= 1 + min(1.0, keys / SPLIT_KEYS)
+        waiting = library.narrow_latency if key_bytes < 2 else library.latency
+        waiting += library.latency_per_head * group
+    latency = limits.block_latency * waiting
+    waves = sequences * streams * latency / (residents * limits.bundles)
+    latency *= IDLE_LATENCY * (1 + min(1.0, keys / SPLIT_KEYS))
     return max(latency, waves), transfer + latency

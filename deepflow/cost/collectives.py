@@ -169,7 +169,9 @@ def _ring(kind: str, message_bytes: float, group: Group) -> CollectiveCost:
         sent = passes * (ranks - 1) / ranks * message_bytes
     across = sent / intra if inter > 1 else 0.0
     latency = passes * ((ranks - inter) * group.intra_latency + (inter - 1) * group.inter_latency)
-    return _pipelined(group, latency, sent - across, across, message_bytes / ranks)
+    # Each link between nodes hands over one part after the other, that of every rank but one.
+    parts = passes * (ranks - 1)
+    return _pipelined(kind, group, latency, sent - across, across, message_bytes / ranks, parts)
 
 
 def _tree(kind: str, message_bytes: float, group: Group) -> CollectiveCost:
@@ -183,7 +185,7 @@ def _tree(kind: str, message_bytes: float, group: Group) -> CollectiveCost:
     passes, intra, inter = RING_PASSES[kind], group.intra_size, group.inter_size
     within, across = _nested_bytes(passes, message_bytes, group)
     latency = passes * ((intra - 1) * group.intra_latency + _doublings(inter) * group.inter_latency)
-    return _pipelined(group, latency, within, across, message_bytes / group.size)
+    return _pipelined(kind, group, latency, within, across, message_bytes / group.size)
 
 
 def _halving_doubling(kind: str, message_bytes: float, group: Group) -> CollectiveCost:
@@ -217,7 +219,7 @@ def _direct(kind: str, message_bytes: float, group: Group) -> CollectiveCost:
         latency *= 2
     within = passes * (intra - 1) / ranks * message_bytes
     across = passes * (ranks - intra) / ranks * message_bytes
-    return _pipelined(group, latency, within, across, message_bytes / ranks)
+    return _pipelined(kind, group, latency, within, across, message_bytes / ranks)
 
 
 def _in_switches(kind: str, message_bytes: float, group: Group) -> CollectiveCost:
@@ -269,25 +271,40 @@ def _doublings(ranks: int) -> int:
 
 
 def _pipelined(
-    group: Group, latency: float, within: float, across: float, own: float
+    kind: str,
+    group: Group,
+    latency: float,
+    within: float,
+    across: float,
+    own: float,
+    parts: int = 1,
 ) -> CollectiveCost:
-    """Chunks go through both classes of links at once; the slower one sets the time."""
+    """Chunks, at least ``parts`` between nodes, go through both classes of links.
+
+    They do so at once, so the slower class sets the time, or an all_reduce's in turns.
+    """
     time = 0.0
     if within:
         time = _transfer(within, own, group.intra_bandwidth, group.intra_protocol)
     if across:
-        time = max(time, _transfer(across, own, group.inter_bandwidth, group.inter_protocol))
+        link = group.inter_protocol
+        between = _transfer(across, own, group.inter_bandwidth, link, parts)
+        in_turns = link.in_turns and kind == "all_reduce"
+        time = time + between if in_turns else max(time, between)
     return CollectiveCost(latency + time, within, across)
 
 
-def _transfer(sent: float, own: float, bandwidth: float, link: LinkProtocol) -> float:
+def _transfer(
+    sent: float, own: float, bandwidth: float, link: LinkProtocol, parts: int = 1
+) -> float:
     """Seconds of sending, with pipelining of all data that passes the rank, its ``own`` included.
 
-    The module's docstring says how. The shortest messages are one chunk.
+    The module's docstring says how. The shortest messages are one chunk, or as many as there are
+    ``parts``.
     """
     time = sent / bandwidth
     if not link.handshake:
         return time
     data = (sent + own) / bandwidth
-    chunk = min(data, CHUNK_BYTES / bandwidth, sqrt(data * link.handshake))
+    chunk = min(data / parts, CHUNK_BYTES / bandwidth, sqrt(data * link.handshake))
     return time + chunk + data / chunk * link.handshake

@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import lru_cache, reduce
 from typing import NamedTuple, TypeVar
 
@@ -115,11 +114,13 @@ def gemm_cost(
     n: int,
     precision: float | ElementBytes,
     batch: int = 1,
+    rate: float = 1.0,
 ) -> GemmCost:
     """Cost of ``batch`` products C[m, n] = A[m, k] B[k, n], elements of ``precision`` bytes.
 
     The products are independent and run in one kernel: blocks of all of them fill waves
-    together, a tile holds parts of one product, and bytes and FLOP are those of all.
+    together, a tile holds parts of one product, and bytes and FLOP are those of all. ``rate`` is
+    the FLOP rate of the product's data type, relative to that of the type that the device runs.
 
     Among tilings of equal time it takes the one with the least hypot(DRAM bytes, L2 bytes),
     then the first innermost loop of k, m, n. Remembered per device and shape.
@@ -129,7 +130,10 @@ def gemm_cost(
             cannot hold one element of each matrix.
     """
     sizes = precision if isinstance(precision, tuple) else ElementBytes(*3 * (precision,))
-    return _search(accelerator.roofline_limits, m, k, n, sizes, batch)
+    limits = accelerator.roofline_limits
+    if rate != 1:
+        limits = limits._replace(usable_flops=rate * limits.usable_flops)
+    return _search(limits, m, k, n, sizes, batch)
 
 
 def gemm_costs(
@@ -166,8 +170,7 @@ def l1_bytes(a: float, b: float, c: float, m1: Count, n1: Count, k2: Count) -> C
     return a * n1 + b * m1 + c * k2
 
 
-@record(frozen=True)
-class LibraryKernel:
+class LibraryKernel(NamedTuple):
     """A kernel that a GPU library has for a product, as far as its speed goes; seconds."""
 
     arithmetic: float  # with the part of writing C that it does not hide
@@ -217,11 +220,14 @@ def kernel_seconds(kernels: Iterable[LibraryKernel], dram_seconds: Count) -> Cou
     the longer of them where they are far apart, and 26 % more where they are equal. The exponent
     is that of the least error over measured 16-bit products on two GPUs.
     """
-    cubes = dram_seconds**3
-    fastest: Count = reduce(
-        np.minimum, (np.cbrt(item.arithmetic**3 + cubes) + item.adding_up for item in kernels)
-    )
+    fastest: Count = reduce(np.minimum, [_one_kernel(item, dram_seconds) for item in kernels])
     return fastest
+
+
+def _one_kernel(kernel: LibraryKernel, dram_seconds: Count) -> Count:
+    busy, adding_up = kernel
+    seconds: Count = np.cbrt(busy * busy * busy + dram_seconds * dram_seconds * dram_seconds)
+    return seconds + adding_up
 
 
 def l2_bytes(order: str, a: float, b: float, c: float, m1: Count, k1: Count, n1: Count) -> Count:
@@ -252,8 +258,7 @@ def dram_bytes(
             return a + b * m2 + c * writes
 
 
-@record(frozen=True)
-class _Dimension:
+class _Dimension(NamedTuple):
     """Tile sizes along one dimension, ascending, and how many tiles of each size cover it.
 
     ``counts`` ends with infinity, which is what index -1 ("none fits") finds.
@@ -263,8 +268,7 @@ class _Dimension:
     counts: Floats
 
 
-@record(frozen=True)
-class _Problem:
+class _Problem(NamedTuple):
     """One shape on one device, as the search for the best tiling needs it.
 
     Capacities hold one product of a batch at a time, and all take the same tiling. So it is
@@ -278,6 +282,7 @@ class _Problem:
     register_bytes: float
     compute_time: float  # s, with all else infinitely fast
     floor_time: float  # s, of what no tiling changes: registers, and compute without waves
+    least_time: float  # s, with every matrix moved to or from DRAM once
     kernels: tuple[LibraryKernel, ...]  # none without waves
     a: float
     b: float
@@ -301,8 +306,7 @@ class _Problem:
         return longer
 
 
-@record(frozen=True)
-class _Choice:
+class _Choice(NamedTuple):
     """A tiling as indices (m, k, n) of tile sizes, and what it is judged by."""
 
     time: float
@@ -333,7 +337,7 @@ def _search(
     mirror = _transposed(problem)
     if _weights_stay_bound(mirror) < best.key:
         found = _weights_stay(mirror)
-        found = replace(found, order="n", l2=found.l2[::-1], l1=found.l1[::-1])
+        found = found._replace(order="n", l2=found.l2[::-1], l1=found.l1[::-1])
         best = min(best, found, key=lambda choice: choice.key)
     return _cost(problem, best, gemm_flops(m, k, n), batch)
 
@@ -357,10 +361,12 @@ def _problem(
     l0, l1, l2, l3 = limits.bandwidths
     registers = register_bytes(limits, m, k, n, sizes.a)
     floor_time = batch * registers / l0 + limits.latencies[0]
+    least_time = batch * (a + b + c) / l3 + limits.latencies[3]
     kernels: tuple[LibraryKernel, ...] = ()
     if limits.whole_waves:
         kernels = library_kernels(limits, m, k, n, batch * c, batch)
-        compute_time = min(item.arithmetic + item.adding_up for item in kernels)
+        compute_time = min([item.arithmetic + item.adding_up for item in kernels])
+        kernels, least_time = _worth_having(kernels, least_time)
     else:
         written = batch * c / l3 * limits.exposed_epilogue
         compute_time = batch * gemm_flops(m, k, n) / limits.usable_flops + written
@@ -374,6 +380,7 @@ def _problem(
         registers,
         compute_time,
         floor_time,
+        max(floor_time, least_time),
         kernels,
         a,
         b,
@@ -389,9 +396,24 @@ def _problem(
     )
 
 
+def _worth_having(
+    kernels: tuple[LibraryKernel, ...], dram_seconds: float
+) -> tuple[tuple[LibraryKernel, ...], float]:
+    """Those that can be the fastest when DRAM needs at least ``dram_seconds``; their time then.
+
+    The longer DRAM takes, the less a kernel with shorter arithmetic saves by it.
+    """
+    kept, shortest = [], math.inf
+    for item in kernels:
+        seconds = float(_one_kernel(item, dram_seconds))
+        if seconds < shortest:
+            shortest = seconds
+            kept.append(item)
+    return tuple(kept), shortest
+
+
 def _transposed(problem: _Problem) -> _Problem:
-    return replace(
-        problem,
+    return problem._replace(
         a=problem.b,
         b=problem.a,
         m=problem.n,
@@ -444,8 +466,7 @@ def _weights_stay_bound(problem: _Problem) -> tuple[float, float]:
     l2 = float(l2_bytes("m", problem.a, problem.b, problem.c, tiles_n, tiles_k, tiles_n).min())
     dram = problem.a + problem.b + problem.c
     limits = problem.limits
-    l2_time = l2 / limits.bandwidths[2] + limits.latencies[2]
-    time = max(float(problem.beside_dram(dram)), l2_time)
+    time = max(problem.least_time, l2 / limits.bandwidths[2] + limits.latencies[2])
     return time, dram * dram + l2 * l2
 
 

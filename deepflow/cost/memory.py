@@ -7,78 +7,94 @@ follow arXiv 2205.05198, 4, and the passes in flight at the worst moment of the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+from deepflow.config.hardware import SoftwareParameters
 from deepflow.hardware import Hardware
 from deepflow.mapping.parallelism import HEAD, RECOMPUTED, TrainingMapping
 from deepflow.mapping.training import (
     OPTIMIZER_STATE_BYTES,
+    Parameters,
     Segment,
     TrainingStep,
     saved_bytes,
     sharded,
 )
 from deepflow.record import record
+from deepflow.workload.operators import FP32
 
 
 @record(frozen=True)
 class MemoryUse:
-    """Peak bytes on one device of a stage, by part."""
+    """Peak bytes on one device of a stage, by part.
+
+    ``activations`` and ``logits`` are kept for backward passes, ``temporary`` is what a pass needs
+    beside them. ``allocator``: held by the framework's allocator but not in use; ``reserved``:
+    taken by driver and libraries.
+    """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
     logits: float
+    temporary: float
     buffers: float
+    allocator: float
     reserved: float
 
     @property
-    def total(self) -> float:
-        return (
-            self.weights
-            + self.gradients
-            + self.optimizer
-            + self.activations
-            + self.logits
-            + self.buffers
-            + self.reserved
-        )
-
-
-@record(frozen=True)
-class StageParameters:
-    """Parameters on one device of a stage before sharding over the data group.
-
-    ``replicated``: those of ``dense`` of which every rank of the tensor group has a copy.
-    """
-
-    dense: float
-    experts: float
-    replicated: float
+    def static(self) -> float:
+        """What stays between steps."""
+        return self.weights + self.gradients + self.optimizer + self.buffers
 
     @property
-    def count(self) -> float:
-        return self.dense + self.experts
+    def total(self) -> float:
+        kept = self.activations + self.logits + self.temporary
+        return self.static + kept + self.allocator + self.reserved
+
+
+def memory_use(
+    software: SoftwareParameters,
+    *,
+    weights: float,
+    gradients: float,
+    optimizer: float,
+    activations: float,
+    logits: float = 0.0,
+    temporary: float = 0.0,
+    buffers: float = 0.0,
+) -> MemoryUse:
+    """The parts in use, with what the framework and the driver take on top."""
+    used = weights + gradients + optimizer + activations + logits + temporary + buffers
+    return MemoryUse(
+        weights,
+        gradients,
+        optimizer,
+        activations,
+        logits,
+        temporary,
+        buffers,
+        allocator=software.allocator_overhead * used,
+        reserved=software.reserved_memory,
+    )
 
 
 def stage_parameters(
     mapping: TrainingMapping, step: TrainingStep, stage: int, tied: bool
-) -> StageParameters:
+) -> Parameters:
     """Parameters on one device of ``stage``.
 
     A tied output matrix has a second copy only when first and last stage differ.
     """
-    dense = experts = replicated = 0.0
+    whole = Parameters()
     for part in mapping.parts_of(stage):
-        for name in part:
-            segment = step.segments[name]
-            dense += segment.dense_parameters
-            experts += segment.forward.expert_parameters
-            replicated += segment.forward.replicated_parameters
+        for name, count in Counter(part).items():
+            whole += step.segments[name].parameters * count
     if tied and mapping.pipeline == 1:
-        dense -= step.segments[HEAD].forward.parameters
-    return StageParameters(dense, experts, replicated)
+        whole += Parameters(dense=-step.segments[HEAD].forward.parameters, tensors=-1, matrices=-1)
+    return whole
 
 
 def kept_bytes(mapping: TrainingMapping, step: TrainingStep, name: str) -> float:
@@ -100,7 +116,7 @@ def stage_memory(
     mapping: TrainingMapping,
     step: TrainingStep,
     stage: int,
-    parameters: StageParameters,
+    parameters: Parameters,
     in_flight: Sequence[int],
 ) -> MemoryUse:
     """Peak memory of a device of ``stage``.
@@ -112,10 +128,10 @@ def stage_memory(
     parts = mapping.parts_of(stage)
     names = dict.fromkeys(name for part in parts for name in part)
     segments = [step.segments[name] for name in names]
-    own = sharded(mapping, parameters.dense, parameters.experts)
+    own = sharded(mapping, parameters)
     held = {zero: own if asked.zero >= zero else parameters.count for zero in (1, 2, 3)}
     # What is sharded is put together for the segment at work, and for the next one beside it.
-    largest = max((segment.parameters for segment in segments), default=0.0)
+    largest = max((segment.parameters.count for segment in segments), default=0.0)
     ahead = 2 if asked.overlap_parameter_gather else 1
     whole_weights = min(ahead * largest, parameters.count) if asked.zero == 3 else 0.0
     whole_gradients = largest if asked.zero >= 2 else 0.0
@@ -135,24 +151,32 @@ def stage_memory(
     if asked.offload == "optimizer_and_activations":
         # A segment's activations leave, or come back, while the next one is computed.
         activations = min(activations, 2 * max(kept.values(), default=0.0))
-    # What is left out is there while its layer goes backward.
-    blocks = {name: step.segments[name].forward for name in names if name != HEAD}
-    activations += max(
-        (block.saved_sequence + block.saved_feature - kept[name] for name, block in blocks.items()),
-        default=0.0,
-    )
-    boundary = step.boundary_bytes
-    return MemoryUse(
+    # While a layer goes backward, what it did not keep is there again, and gradients of what it
+    # keeps; while the head does, the gradient of its logits.
+    temporary = 0.0
+    for name in names:
+        block = step.segments[name].forward
+        if name == HEAD:
+            working = software.precision
+            share = FP32 / (FP32 + working) if software.kernel_fusion == "eager" else 1.0
+            temporary = max(temporary, block.saved_feature * share)
+        else:
+            again = block.saved_sequence + block.saved_feature - kept[name]
+            temporary = max(temporary, block.saved_feature + again)
+    gradients = (held[2] + whole_gradients) * asked.gradient_bytes
+    if asked.gradient_bucket and asked.zero == 0 and mapping.gradient_ranks > 1:
+        gradients += parameters.count * software.precision
+    return memory_use(
+        software,
         weights=(held[3] + whole_weights) * software.precision,
-        gradients=(held[2] + whole_gradients) * asked.gradient_bytes,
+        gradients=gradients,
         optimizer=optimizer,
         activations=activations,
-        # The gradient of the logits lives beside them until the projection has used it.
-        logits=logits + logits_kept,
+        logits=logits,
+        temporary=temporary,
         # Gathered input and its gradient in a tensor group; received tensors of a pipeline.
-        buffers=(2 * boundary if mapping.tensor > 1 else 0.0)
+        buffers=(2 * step.boundary_bytes if mapping.tensor > 1 else 0.0)
         + (2 * _layer_input(mapping, step) if mapping.pipeline > 1 else 0.0),
-        reserved=software.reserved_memory,
     )
 
 
@@ -162,12 +186,7 @@ def _layer_input(mapping: TrainingMapping, step: TrainingStep) -> float:
 
 def _own_share(mapping: TrainingMapping, segments: Sequence[Segment]) -> float:
     """Parameters of the largest segment, as far as this device updates them."""
+    counts = (segment.parameters for segment in segments)
     if mapping.asked.zero == 0:
-        return max((segment.parameters for segment in segments), default=0.0)
-    return max(
-        (
-            sharded(mapping, segment.dense_parameters, segment.forward.expert_parameters)
-            for segment in segments
-        ),
-        default=0.0,
-    )
+        return max((parameters.count for parameters in counts), default=0.0)
+    return max((sharded(mapping, parameters) for parameters in counts), default=0.0)

@@ -108,13 +108,15 @@ _WAITING = {
 class OperatorCost:
     """One operator with its cost and what bounds it ("compute", a memory level, a network).
 
-    ``ranks``: size of the group of a collective that sends anything.
+    ``ranks``: size of the group of a collective that sends anything, ``ranks_in_node`` how many
+    of them are in one node.
     """
 
     operator: Operator
     cost: Cost
     bound: str
     ranks: int = 1
+    ranks_in_node: int = 1
 
     @property
     def kernels(self) -> int:
@@ -122,8 +124,8 @@ class OperatorCost:
         match self.operator:
             case Elementwise(kernels=kernels):
                 return kernels
-            case Collective():
-                return 1 if self.cost.waiting else 0
+            case Collective(times=times):
+                return times if self.cost.waiting else 0
             case _:
                 return 1
 
@@ -184,22 +186,26 @@ def operator_cost(
             return OperatorCost(operator, cost, accelerator.memory[-1].name)
         case Collective():
             group = groups[operator.group]
-            sent = collective_cost(operator.kind, operator.message_bytes, group)
+            message, times = operator.message_bytes / operator.times, operator.times
+            sent = collective_cost(operator.kind, message, group)
             copied = 0.0
             if sent.time and operator.kind in COPIES_OWN_PART:
                 # A rank's own part is read from one buffer and written to the other.
-                copied = 2 * operator.message_bytes / group.size
+                copied = 2 * message / group.size
             waiting = sent.time + roofline_time(accelerator, 0.0, copied)
+            # A send belongs to the kernel that made its data.
+            launches = times if sent.time and operator.kind != "send" else 0
             cost = Cost(
-                dram_bytes=copied,
-                # A send belongs to the kernel that made its data.
-                launch=launch if sent.time and operator.kind != "send" else 0.0,
-                intra_node_bytes=sent.intra_bytes,
-                inter_node_bytes=sent.inter_bytes,
-                **{_WAITING.get(operator.group, "communication"): waiting},
+                dram_bytes=copied * times,
+                launch=launch * launches,
+                intra_node_bytes=sent.intra_bytes * times,
+                inter_node_bytes=sent.inter_bytes * times,
+                **{_WAITING.get(operator.group, "communication"): waiting * times},
             )
             ranks = group.size if sent.time else 1
-            return OperatorCost(operator, cost, f"{operator.group} network", ranks)
+            return OperatorCost(
+                operator, cost, f"{operator.group} network", ranks, group.intra_size
+            )
 
 
 def _gemm_cost(operator: Gemm, found: GemmCost, launch: float) -> OperatorCost:
@@ -242,8 +248,9 @@ def total(costs: Iterable[OperatorCost], software: SoftwareParameters | None = N
 def _issue_time(item: OperatorCost, software: SoftwareParameters) -> float:
     """Time of the host to issue an operator, framework and communication library included."""
     time = software.host_time_per_kernel * item.kernels
-    if item.ranks > 1:
-        time += software.host_time_per_collective + software.host_time_per_rank * item.ranks
+    if isinstance(item.operator, Collective) and item.ranks > 1:
+        check = software.check_time(item.ranks, item.ranks_in_node)
+        time += item.operator.times * (software.host_time_per_collective + check)
     return time
 
 

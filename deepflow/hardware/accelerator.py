@@ -78,6 +78,7 @@ class Link:
     operating_frequency: float | None  # bit/s of one link
     energy_per_bit: float | None  # J/bit
     handshake: float = 0.0  # s, of a chunk of a collective
+    in_turns: bool = False  # with the network within a node, for an all_reduce
     reduction_bandwidth: float = 0.0  # bytes/s, of reductions inside the switch
     reduction_latency: float = 0.0  # s, of one
 

@@ -504,6 +504,7 @@ def _link(config: HardwareConfig, network: str, directions: int) -> Link:
             operating_frequency=None,
             energy_per_bit=energy,
             handshake=technology.handshake,
+            in_turns=technology.in_turns,
             reduction_bandwidth=technology.bandwidth * technology.reduction_util,
             reduction_latency=technology.reduction_latency,
         )
@@ -530,6 +531,7 @@ def _link(config: HardwareConfig, network: str, directions: int) -> Link:
         operating_frequency=clock,
         energy_per_bit=energy * (voltage / supply.nominal) ** 2 if voltage else energy,
         handshake=technology.handshake,
+        in_turns=technology.in_turns,
         reduction_bandwidth=peak * technology.reduction_util,
         reduction_latency=technology.reduction_latency,
     )

@@ -19,12 +19,14 @@ class LinkProtocol:
     ``handshake``: seconds to hand over one chunk. Reductions inside the switch run at
     ``reduction_bandwidth`` bytes/s of each rank (zero: it cannot reduce) and take
     ``reduction_latency`` seconds more. ``switched``: any rank reaches any other at once.
+    ``in_turns``: an all_reduce's parts do not cross it while they cross the network within a node.
     """
 
     handshake: float = 0.0
     reduction_bandwidth: float = 0.0
     reduction_latency: float = 0.0
     switched: bool = False
+    in_turns: bool = False
 
 
 PLAIN = LinkProtocol()
@@ -114,6 +116,7 @@ def _protocol(link: Link, topology: str, bandwidth: float) -> LinkProtocol:
         link.reduction_bandwidth * shared,
         link.reduction_latency,
         topology in SWITCHED,
+        link.in_turns,
     )
 
 

@@ -62,12 +62,6 @@ class TrainingMapping:
         """Devices over which gradients (all but those of experts) are added up."""
         return self.groups["data"].size
 
-    @property
-    def overlaps_gradient_reduction(self) -> bool:
-        """Gradients are reduced beside the last backward pass."""
-        at_end = self.asked.zero == 1 and self.asked.zero_1_reduction == "all_reduce"
-        return self.asked.overlap_gradient_reduction and not at_end
-
     def parts_of(self, stage: int) -> tuple[tuple[str, ...], ...]:
         """The parts that ``stage`` holds, first to last."""
         return self.parts[stage :: self.pipeline]

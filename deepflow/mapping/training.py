@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 
 from deepflow.config.model import LlmModel
 from deepflow.hardware import Hardware
@@ -15,6 +16,8 @@ from deepflow.workload.operators import (
     Block,
     Collective,
     Elementwise,
+    Gemm,
+    GroupedGemm,
     Operator,
     Recomputable,
     backward,
@@ -29,6 +32,63 @@ _MODULES = {
     "elementwise": ("elementwise",),
     "core_attention_and_elementwise": ("core_attention", "elementwise"),
 }
+
+
+@record(frozen=True)
+class Parameters:
+    """Parameters on one device before sharding over the data group.
+
+    ``dense`` outside and ``experts`` inside of experts; ``replicated``: those of ``dense`` of which
+    every rank of the tensor group has a copy; ``tensors``: weight matrices, of which there are
+    ``matrices``, and norms.
+    """
+
+    dense: float = 0.0
+    experts: float = 0.0
+    replicated: float = 0.0
+    tensors: int = 0
+    matrices: int = 0
+
+    @property
+    def count(self) -> float:
+        return self.dense + self.experts
+
+    def __add__(self, other: Parameters) -> Parameters:
+        return Parameters(
+            self.dense + other.dense,
+            self.experts + other.experts,
+            self.replicated + other.replicated,
+            self.tensors + other.tensors,
+            self.matrices + other.matrices,
+        )
+
+    def __mul__(self, times: int) -> Parameters:
+        return Parameters(
+            self.dense * times,
+            self.experts * times,
+            self.replicated * times,
+            self.tensors * times,
+            self.matrices * times,
+        )
+
+
+def segment_parameters(block: Block) -> Parameters:
+    """The parameters of a forward block."""
+    matrices = norms = 0
+    for operator in block.operators:
+        match operator:
+            case Gemm(weight=True) | GroupedGemm():
+                matrices += 1
+            case Elementwise(name=name):
+                matrices += name.endswith("_lookup")
+                norms += name.endswith("_norm")
+    return Parameters(
+        block.parameters + block.replicated_parameters,
+        block.expert_parameters,
+        block.replicated_parameters,
+        matrices + norms,
+        matrices,
+    )
 
 
 @record(frozen=True)
@@ -49,13 +109,9 @@ class Segment:
     gradient: Block
 
     @property
-    def parameters(self) -> float:
-        """On one device if nothing is sharded over the data group, experts included."""
-        return self.dense_parameters + self.forward.expert_parameters
-
-    @property
-    def dense_parameters(self) -> float:
-        return self.forward.parameters + self.forward.replicated_parameters
+    def parameters(self) -> Parameters:
+        """On one device if nothing is sharded over the data group."""
+        return segment_parameters(self.forward)
 
 
 @record(frozen=True)
@@ -105,49 +161,70 @@ def training_step(hardware: Hardware, model: LlmModel, mapping: TrainingMapping)
     )
 
 
-def update_block(
-    hardware: Hardware, mapping: TrainingMapping, dense: float, experts: float, replicated: float
-) -> Block:
+def update_block(hardware: Hardware, mapping: TrainingMapping, parameters: Parameters) -> Block:
     """Clipping and Adam for the parameters of one device, then the gathering of ZeRO 1 and 2.
 
-    ``dense`` and ``experts``: parameters outside and inside of experts; ``replicated``: those of
-    which every rank of the tensor group has a copy, but with sequence parallelism the gradients of
-    its own tokens only, which are added up first. Gradients are read for
+    With sequence parallelism each rank of the tensor group has the gradients of its own tokens only
+    for what all ranks have a copy of; they are added up first. Gradients are read for
     their norm, and scaled where they stand; with fp16 they are freed of the loss scale first, in
     another pass. Adam reads the gradient, master copy and two moments and writes the latter three
     and the weight, which eager frameworks copy from the master in a pass of its own. Then
-    gradients are cleared.
+    gradients are cleared. Eager frameworks run all this tensor by tensor.
     """
     software = hardware.config.sw_param
     zero, gradient_bytes = mapping.asked.zero, mapping.asked.gradient_bytes
     eager, loss_scale = software.kernel_fusion == "eager", software.dtype == "fp16"
-    own = sharded(mapping, dense, experts) if zero >= 1 else dense + experts
+    own = sharded(mapping, parameters) if zero >= 1 else parameters.count
     clipping = (5 if loss_scale else 3) * gradient_bytes * own
-    clearing = gradient_bytes * (own if zero >= 2 else dense + experts)
+    clearing = gradient_bytes * (own if zero >= 2 else parameters.count)
     update = (gradient_bytes + 6 * FP32 + software.precision + (FP32 if eager else 0)) * own
-    operators: list[Operator] = [
-        Elementwise("gradient_clipping", clipping + clearing, 3 * own, 4 if loss_scale else 3),
-        Elementwise("adam_update", update, 12 * own, 2 if eager else 1),
-    ]
-    if mapping.sequence_parallel and replicated:
-        of_tokens = replicated * gradient_bytes
-        operators.insert(
-            0, Collective("replicated_gradient_reduction", "all_reduce", "tensor", of_tokens)
+    launches = parameters.tensors if eager else 1
+    operators: list[Operator] = []
+    if reduces_at_end(mapping):
+        operators += _over_data(
+            "gradient_reduction", "all_reduce", mapping, parameters, gradient_bytes
         )
+    if mapping.sequence_parallel and parameters.replicated:
+        of_tokens = parameters.replicated * gradient_bytes
+        operators.append(
+            Collective("replicated_gradient_reduction", "all_reduce", "tensor", of_tokens)
+        )
+    operators += [
+        Elementwise(
+            "gradient_clipping",
+            clipping + clearing,
+            3 * own,
+            (4 if loss_scale else 3) * launches,
+        ),
+        Elementwise("adam_update", update, 12 * own, (2 if eager else 1) * launches),
+    ]
     if zero in (1, 2):
-        for group, parameters in (("data", dense), ("expert_data", experts)):
-            if parameters and mapping.groups[group].size > 1:
-                operators.append(
-                    Collective(
-                        "parameter_gather", "all_gather", group, parameters * software.precision
-                    )
-                )
+        operators += _over_data(
+            "parameter_gather", "all_gather", mapping, parameters, software.precision
+        )
     return Block("update", tuple(operators))
 
 
-def sharded(mapping: TrainingMapping, dense: float, experts: float) -> float:
+def reduces_at_end(mapping: TrainingMapping) -> bool:
+    """Gradients are reduced in one piece after the last backward pass."""
+    return mapping.asked.zero == 1 and mapping.asked.zero_1_reduction == "all_reduce"
+
+
+def _over_data(
+    name: str, kind: str, mapping: TrainingMapping, parameters: Parameters, size: float
+) -> list[Collective]:
+    """One collective for all parameters of a device, ``size`` bytes each, and one for experts'."""
+    return [
+        Collective(name, kind, group, count * size)
+        for group, count in (("data", parameters.dense), ("expert_data", parameters.experts))
+        if count and mapping.groups[group].size > 1
+    ]
+
+
+def sharded(mapping: TrainingMapping, parameters: Parameters) -> float:
     """Parameters of one device when both kinds are dealt out over their data groups."""
-    return dense / mapping.groups["data"].size + experts / mapping.groups["expert_data"].size
+    groups = mapping.groups
+    return parameters.dense / groups["data"].size + parameters.experts / groups["expert_data"].size
 
 
 def saved_bytes(block: Block, mapping: TrainingMapping) -> float:
@@ -176,47 +253,42 @@ def _segment(
     if not recomputed:
         names = {name for part in _selected(forward, mapping) for name in part.operators}
         again = tuple(operator for operator in forward.operators if operator.name in names)
-    dense = forward.parameters + forward.replicated_parameters
+    parameters = segment_parameters(forward)
     accumulation: tuple[Operator, ...] = ()
     if mapping.num_microbatches > 1 or gradient_bytes > software.precision:
         # Fused: the multiplication adds onto the accumulated gradient itself.
         eager = software.kernel_fusion == "eager"
         per_parameter = 2 * gradient_bytes + (software.precision if eager else 0)
-        parameters = dense + forward.expert_parameters
         accumulation = (
             Elementwise(
                 f"{block.name}_gradient_accumulation",
-                per_parameter * parameters,
-                parameters,
-                kernels=1 if eager else 0,
+                per_parameter * parameters.count,
+                parameters.count,
+                kernels=parameters.tensors if eager else 0,
             ),
         )
     of_weights: list[Operator] = []
     of_inputs: list[Operator] = []
     for operator in gradients.operators:
         (of_weights if operator.name.endswith(WEIGHT_GRADIENT) else of_inputs).append(operator)
-    to_owners = mapping.asked.zero >= 2 or (
-        mapping.asked.zero == 1 and mapping.asked.zero_1_reduction == "reduce_scatter"
-    )
-    reduce_kind = "reduce_scatter" if to_owners else "all_reduce"
-    reductions, gathers = [], []
-    for group, parameters in (("data", dense), ("expert_data", forward.expert_parameters)):
-        if not parameters or mapping.groups[group].size == 1:
-            continue
-        reductions.append(
-            Collective(
-                f"{block.name}_gradient_reduction", reduce_kind, group, parameters * gradient_bytes
-            )
+    reduce_kind = "reduce_scatter" if mapping.asked.zero >= 1 else "all_reduce"
+    reductions: list[Collective] = []
+    gathers: list[Collective] = []
+    if not reduces_at_end(mapping):
+        name = f"{block.name}_gradient_reduction"
+        reductions = _over_data(name, reduce_kind, mapping, parameters, gradient_bytes)
+        bucket = mapping.asked.gradient_bucket
+        if bucket and mapping.asked.zero == 0:
+            # A tensor is not cut.
+            filled = software.precision / gradient_bytes / bucket
+            reductions = [
+                replace(item, times=min(parameters.matrices, ceil(item.message_bytes * filled)))
+                for item in reductions
+            ]
+    if mapping.asked.zero == 3:
+        gathers = _over_data(
+            f"{block.name}_weight_gather", "all_gather", mapping, parameters, software.precision
         )
-        if mapping.asked.zero == 3:
-            gathers.append(
-                Collective(
-                    f"{block.name}_weight_gather",
-                    "all_gather",
-                    group,
-                    parameters * software.precision,
-                )
-            )
     return Segment(
         forward,
         replace(gradients, operators=again + gradients.operators + accumulation),

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepflow.config.model import LstmModel
-from deepflow.cost.memory import MemoryUse
+from deepflow.cost.memory import MemoryUse, memory_use
 from deepflow.cost.operators import Cost, OperatorCost, block_cost, operator_cost, total
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
@@ -457,12 +457,11 @@ def stage_memory(
         counts[EMBEDDING] * embedded + counts[HIDDEN] * hidden + counts[OUTPUT] * projected
     )
     precision = software.precision
-    return MemoryUse(
+    return memory_use(
+        software,
         weights=stored * precision,
         gradients=stored * precision,
         optimizer=0.0,
         activations=activations * precision,
         logits=float(counts[OUTPUT] * logits * precision),
-        buffers=0.0,
-        reserved=software.reserved_memory,
     )

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from deepflow.config.model import LlmModel
 from deepflow.cost.memory import (
     MemoryUse,
-    StageParameters,
     kept_bytes,
     part_weights,
     stage_memory,
@@ -24,6 +23,7 @@ from deepflow.hardware import Hardware
 from deepflow.mapping.parallelism import EMBEDDING, HEAD, TrainingMapping, map_training
 from deepflow.mapping.training import (
     OPTIMIZER_STATE_BYTES,
+    Parameters,
     TrainingStep,
     sharded,
     training_step,
@@ -142,8 +142,10 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
     durations = _durations(graph, mapping, segments, parts, model.tie_embeddings)
     for stage in range(mapping.pipeline):
         durations[graph.update(stage)] = updates[parameters[stage]][1].time
+    tied_time = 0.0
     if shape.tied:
-        durations[graph.tied_gradient] = _tied_reduction(hardware, mapping, step).time
+        tied_time = _tied_reduction(hardware, mapping, step).time
+        durations[graph.tied_gradient] = tied_time
     ends = graph.graph.execute(durations, (0.0, hop.time))
     stages = []
     for stage in range(mapping.pipeline):
@@ -151,14 +153,17 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
         passes = Cost()
         for part in here:
             passes += parts[part].forward + _backward_of(parts[part], mapping)
+        gradient = _stage_gradient(segments, mapping, stage, model.tie_embeddings)
+        after = ends[graph.last_gradient[stage]] - ends[graph.last_backward[stage]]
         stages.append(
             StageResult(
                 parameters[stage].count,
                 passes * mapping.num_microbatches,
                 updates[parameters[stage]][1],
-                _stage_gradient(segments, mapping, stage, model.tie_embeddings),
+                gradient,
                 hop * (mapping.num_microbatches * _transfers(mapping, stage)),
-                max(0.0, ends[graph.last_gradient[stage]] - ends[graph.last_backward[stage]]),
+                # The rest is waiting for the stage that shares the embedding.
+                min(max(0.0, after), gradient.time + tied_time),
                 stage_memory(
                     hardware,
                     mapping,
@@ -203,7 +208,7 @@ def _shape(mapping: TrainingMapping, names: Sequence[str], tied: bool) -> Pipeli
             for part in mapping.parts
         ),
         reduces_gradients=mapping.gradient_ranks > 1 and not each_pass,
-        overlaps=mapping.overlaps_gradient_reduction,
+        overlaps=mapping.asked.overlap_gradient_reduction,
         tied=tied and mapping.pipeline > 1,
     )
 
@@ -362,7 +367,7 @@ def _gradient_time(costs: SegmentCosts, mapping: TrainingMapping) -> float:
     time = costs.gradient_total.paced().time
     beside = costs.backward_total
     same_links = mapping.groups["data"].inter_size == 1 and mapping.groups["tensor"].size > 1
-    if not (time and same_links and mapping.overlaps_gradient_reduction):
+    if not (time and same_links and mapping.asked.overlap_gradient_reduction):
         return time
     return time / max(1 - beside.communication / beside.time, time / (time + beside.time))
 
@@ -371,18 +376,26 @@ def _update(
     hardware: Hardware,
     mapping: TrainingMapping,
     step: TrainingStep,
-    parameters: StageParameters,
+    parameters: Parameters,
 ) -> tuple[tuple[OperatorCost, ...], Cost]:
-    block = update_block(
-        hardware, mapping, parameters.dense, parameters.experts, parameters.replicated
-    )
+    block = update_block(hardware, mapping, parameters)
     costs = block_cost(block, hardware, mapping.groups)
     software = hardware.config.sw_param
-    cost = total(costs, software).paced() + Cost(launch=software.host_time_per_step)
+    cost = total(costs, software)
+    each_tensor = software.host_time_per_tensor
+    if mapping.asked.zero in (1, 2) and mapping.gradient_ranks > 1:
+        each_tensor += software.host_time_per_gathered_shard * mapping.gradient_ranks
+    cost += Cost(issue=each_tensor * parameters.tensors)
+    # Once per step all devices meet, those of a replica for the norm, replicas for the loss.
+    per_node = hardware.config.system_hierarchy.num_devices_per_node
+    once = software.host_time_per_step
+    for ranks in (mapping.num_devices, mapping.tensor * mapping.pipeline, mapping.data):
+        once += software.check_time(ranks, min(ranks, per_node))
+    cost = cost.paced() + Cost(launch=once)
     if mapping.asked.offload != "none":
         own = parameters.count
         if mapping.asked.zero >= 1:
-            own = sharded(mapping, parameters.dense, parameters.experts)
+            own = sharded(mapping, parameters)
         # States come in and go out, each direction beside the other and beside the update.
         moved = own * OPTIMIZER_STATE_BYTES / _host_bandwidth(hardware)
         cost += Cost(host_transfer=max(0.0, moved - cost.elementwise))

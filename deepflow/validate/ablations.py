@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from deepflow.record import record
+from deepflow.validate.rows import kind_of
 
 
 @record(frozen=True)
 class Ablation:
-    """``name`` is that of a folder, ``without`` what is gone, ``settings`` hardware keys.
+    """``name`` is that of a file, ``without`` what is gone, ``settings`` hardware keys.
 
-    ``operations`` are the kinds of rows that it can change: values of ``op``, or "train".
+    ``kinds`` of rows are those that it can change: see ``rows.kind_of``.
     """
 
     name: str
     without: str
     settings: Mapping[str, object]
-    operations: frozenset[str]
+    kinds: frozenset[str]
 
     @property
     def options(self) -> list[str]:
@@ -26,7 +27,7 @@ class Ablation:
 
     def concerns(self, rows: Iterable[Mapping[str, str]]) -> bool:
         """Whether it can change the prediction of any of ``rows``."""
-        return any(row.get("op", "train") in self.operations for row in rows)
+        return any(kind_of(row) in self.kinds for row in rows)
 
 
 def _text(value: object) -> str:
@@ -35,64 +36,86 @@ def _text(value: object) -> str:
     return str(value)
 
 
-_GEMM = frozenset({"gemm", "moe", "train"})
-_ATTENTION = frozenset({"attention_prefill", "attention_decode", "train"})
+_GEMM = frozenset({"gemm", "moe", "time"})
+_ATTENTION = frozenset({"attention_prefill", "attention_decode", "time"})
 _COLLECTIVES = frozenset(
-    {"all_reduce", "all_gather", "reduce_scatter", "alltoall", "send_recv", "train"}
+    {"all_reduce", "all_gather", "reduce_scatter", "alltoall", "send_recv", "time"}
 )
-_TRAINING = frozenset({"train"})
+_TIME = frozenset({"time"})
+_TIME_AND_MEMORY = frozenset({"time", "memory"})
 _EVERY = _GEMM | _ATTENTION | _COLLECTIVES
+
+_INTRA, _INTER = "tech_param.network.intra_node", "tech_param.network.inter_node"
 
 ABLATIONS = (
     Ablation(
         "blocks",
-        "blocks of products in whole waves over the SMs",
+        "products in blocks of whole waves over the SMs",
         {"tech_param.core.whole_waves": False},
         _GEMM,
     ),
     Ablation(
         "launch",
-        "launch overhead of kernels",
+        "the launch overhead of kernels",
         {"sw_param.kernel_launch_overhead": 0},
         _EVERY,
     ),
     Ablation(
         "exponentials",
-        "rate of exponentials in attention",
+        "the rate of exponentials in attention",
         {"tech_param.core.special_functions_per_cycle": None},
         _ATTENTION,
     ),
     Ablation(
+        "attention_latency",
+        "the time in which a block of attention waits for its first reads",
+        {"tech_param.core.attention_block_latency": 0},
+        _ATTENTION,
+    ),
+    Ablation(
         "link_latency",
-        "latency of links",
-        {
-            "tech_param.network.intra_node.latency": 0,
-            "tech_param.network.inter_node.latency": 0,
-        },
+        "the latency of links",
+        {f"{_INTRA}.latency": 0, f"{_INTER}.latency": 0},
+        _COLLECTIVES,
+    ),
+    Ablation(
+        "handshake",
+        "the time to hand over a chunk of a collective",
+        {f"{_INTRA}.handshake": 0, f"{_INTER}.handshake": 0},
+        _COLLECTIVES,
+    ),
+    Ablation(
+        "switch_reduction",
+        "reductions inside switches",
+        {f"{_INTRA}.reduction_util": 0, f"{_INTER}.reduction_util": 0},
         _COLLECTIVES,
     ),
     Ablation(
         "host",
-        "time of the host to issue kernels",
-        {"sw_param.host_time_per_kernel": 0},
-        _TRAINING,
+        "the time of the host to issue kernels and collectives, and its check of each",
+        {
+            "sw_param.host_time_per_kernel": 0,
+            "sw_param.host_time_per_collective": 0,
+            "sw_param.host_time_per_rank": 0,
+        },
+        _TIME,
+    ),
+    Ablation(
+        "fusion",
+        "kernels of single operations: all steps are fused",
+        {"sw_param.kernel_fusion": "fused"},
+        _TIME_AND_MEMORY,
+    ),
+    Ablation(
+        "unfused_attention",
+        "attention that writes its scores to memory: it is fused everywhere",
+        {"sw_param.attention_kernel": "fused"},
+        _TIME_AND_MEMORY,
     ),
     Ablation(
         "gradient_overlap",
         "gradients reduced beside the last backward pass: they come after it",
         {"scheduling_param.overlap_gradient_reduction": False},
-        _TRAINING,
-    ),
-    Ablation(
-        "fusion",
-        "a kernel per operation: all steps fused",
-        {"sw_param.kernel_fusion": "fused"},
-        _TRAINING,
-    ),
-    Ablation(
-        "unfused_attention",
-        "attention that writes its scores to memory: fused everywhere",
-        {"sw_param.attention_kernel": "fused"},
-        _TRAINING,
+        _TIME,
     ),
 )

@@ -20,10 +20,11 @@ Tables = Mapping[str, Sequence[ValidatedRow]]
 
 _HEADING = """# Accuracy
 
-Predictions beside measurements on real hardware, made from {data}
-with model version {version}. Do not edit this page: `snakemake --cores all docs/accuracy.md
---config tables=DIR` writes it from a folder of tables. `deepflow validate TABLE.csv` compares a
-table of your own; [model.md](model.md) says how predictions are made.
+Predictions beside measurements on real hardware, with model version {version}. The data are
+{data}.
+Do not edit this page: `snakemake --cores all docs/accuracy.md --config tables=DIR` writes it from
+a folder of tables. `deepflow validate TABLE.csv` compares a table of your own;
+[model.md](model.md) says how predictions are made.
 
 Errors are absolute, in per cent of the measured value, unless called a bias (predicted over
 measured, in the median). Of yes-or-no answers the error is the share of wrong ones. Parameters
@@ -151,7 +152,7 @@ def _mechanisms(folder: str | Path, tables: Tables) -> str:
 
 
 def _headline(rows: Iterable[ValidatedRow]) -> str:
-    counted = list(_counted(rows))
+    counted = [row for row in _counted(rows) if row.error_percent is not None]
     error = group_error("", counted)
     answers = all(row.yes_or_no for row in counted)
     return _per_cent(error.mean_absolute if answers else error.median_absolute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -44,8 +45,6 @@ class Machines:
             self._named.setdefault(_plain(content.get("name") or path.stem), set()).add(path)
             for alias in content.get("aliases", ()):
                 self._aliased.setdefault(_plain(alias), set()).add(path)
-        files = sorted(Path().glob(FRAMEWORK_FILES)) if framework_file is None else ()
-        self._frameworks = [load_framework_config(path) for path in files]
         self._framework = None if framework_file is None else load_framework_config(framework_file)
         self._found: dict[str, FrameworkConfig | None] = {}
 
@@ -57,7 +56,7 @@ class Machines:
         if text not in self._found:
             hits = [
                 (len(alias), framework)
-                for framework in self._frameworks
+                for framework in _frameworks()
                 for alias in framework.aliases
                 if alias.casefold() in text
             ]
@@ -73,32 +72,38 @@ class Machines:
         name: str,
         changes: Mapping[str, object],
         framework: FrameworkConfig | None = None,
+        network: str = "",
     ) -> HardwareConfig:
         """The machine called ``name`` with what the framework, the row and all rows set.
 
-        ``changes`` are hardware paths and values of the row. What is set for all rows wins over
-        the row, and the row over the framework.
+        ``network`` is a text on its links: an alias of the name followed by one of the text's
+        words ("H100 SXM5 80GB EFA") is a better match than the name alone. ``changes`` are
+        hardware paths and values of the row. What is set for all rows wins over the row, and the
+        row over the framework.
 
         Raises:
             DeepFlowError: no hardware file, or more than one, has this name.
             ConfigError: a value is wrong, or contradicts another.
         """
-        config = self._base(name, framework)
+        config = self._base(name, framework, network)
         every = {**changes, **self._overrides}
         return with_overrides(
             config, dict(canonical_override(config, key, value) for key, value in every.items())
         )
 
-    def _base(self, name: str, framework: FrameworkConfig | None) -> HardwareConfig:
-        path = Path() if self._fixed is not None else self._path(name)
+    def _base(self, name: str, framework: FrameworkConfig | None, network: str) -> HardwareConfig:
+        path = Path() if self._fixed is not None else self._path(name, network)
         key = (path, "" if framework is None else framework.name)
         if key not in self._loaded:
             config = self._fixed or load_hardware_config(path)
             self._loaded[key] = config if framework is None else framework.applied_to(config)
         return self._loaded[key]
 
-    def _path(self, name: str) -> Path:
-        paths = self._aliased.get(_plain(name)) or self._named.get(_plain(name), set())
+    def _path(self, name: str, network: str) -> Path:
+        plain = _plain(name)
+        words = re.findall(r"[a-z0-9]+", network.casefold())
+        nearer = {path for word in words for path in self._aliased.get(plain + word, ())}
+        paths = nearer or self._aliased.get(plain) or self._named.get(plain, set())
         if not paths:
             raise DeepFlowError(f"no hardware file has the name or alias {name!r}")
         if len(paths) > 1:
@@ -106,6 +111,10 @@ class Machines:
             raise DeepFlowError(f"several hardware files have the name or alias {name!r}: {files}")
         (path,) = paths
         return path
+
+
+def _frameworks() -> list[FrameworkConfig]:
+    return [load_framework_config(path) for path in sorted(Path().glob(FRAMEWORK_FILES))]
 
 
 def machine_name(row: Mapping[str, str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from deepflow import validate_attention, validate_collectives, validate_moe
+from deepflow import validate_attention
 from deepflow.errors import DeepFlowError
 from deepflow.hardware import Hardware, derive_hardware
 from deepflow.record import record
-from deepflow.validate import kernels, training
+from deepflow.validate import collectives, gemm, moe, training
 from deepflow.validate.machines import Machines, machine_name
 from deepflow.validate.tables import ADDED_COLUMNS, ValidatedRow, read_table
 
@@ -18,11 +18,11 @@ OTHER_ROWS = "other rows"
 # Who predicts the rows of each kind of kernel, in seconds.
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "alltoall", "send_recv")
 KERNELS: dict[str, Callable[[Mapping[str, str], Hardware], float]] = {
-    "gemm": kernels.predicted_seconds,
+    "gemm": gemm.predicted_seconds,
     "attention_prefill": validate_attention.predicted_seconds,
     "attention_decode": validate_attention.predicted_seconds,
-    "moe": validate_moe.predicted_seconds,
-    **dict.fromkeys(COLLECTIVES, validate_collectives.predicted_seconds),
+    "moe": moe.predicted_seconds,
+    **dict.fromkeys(COLLECTIVES, collectives.predicted_seconds),
 }
 RECOGNISED = f"training runs, with run_type = train, and kernels, with op = {', '.join(KERNELS)}"
 
@@ -67,8 +67,8 @@ def validate_table(
         try:
             if reason:
                 pass
-            elif row.get("op") in KERNELS:
-                predicted = kernel_seconds(row) * 1e6
+            elif (kernel := _kernel(row)) is not None:
+                predicted = kernel_seconds(kernel, row) * _per_second(row)
             else:
                 predicted = _training_value(complete(row), predictor)
         except DeepFlowError as error:
@@ -89,15 +89,28 @@ def read_validated(path: str | Path) -> list[ValidatedRow]:
 
 def is_recognised(rows: Iterable[Mapping[str, str]]) -> bool:
     """Whether any of ``rows`` is of a kind that is predicted."""
-    return any(row.get("op") in KERNELS or training.recognise(row) for row in rows)
+    return any(_kernel(row) or training.recognise(row) for row in rows)
+
+
+def kind_of(row: Mapping[str, str]) -> str:
+    """What decides the prediction of a row: a kind of kernel, "time" or "memory" of a run."""
+    metric = training.METRICS.get(training.metric_name(row))
+    of_a_run = "time" if metric is None or metric.is_time else "memory"
+    return _kernel(row) or of_a_run
+
+
+def _kernel(row: Mapping[str, str]) -> str | None:
+    """The kind of kernel of a row, or None: its ``op``; profiled products have a ``run_type``."""
+    kind = "gemm" if row.get("run_type") == "gemm" else row.get("op")
+    return kind if kind in KERNELS else None
 
 
 def describe(row: Mapping[str, str]) -> Description:
     """The group and measurement of a row, from its columns alone."""
     try:
-        if row.get("op") in KERNELS:
-            measured = _microseconds(row)
-            return Description(_kernel_group(row, measured), measured, False, True, "")
+        if (kernel := _kernel(row)) is not None:
+            measured = _measured_kernel(row)
+            return Description(_kernel_group(kernel, row, measured), measured, False, True, "")
         if training.recognise(row) is None:
             return Description(OTHER_ROWS, None, False, True, f"not one of {RECOGNISED}")
         explicable = training.is_explicable(row)
@@ -136,11 +149,23 @@ class _KernelPredictor:
         self._machines = machines
         self._hardware: dict[str, Hardware] = {}
 
-    def __call__(self, row: Mapping[str, str]) -> float:
+    def __call__(self, kernel: str, row: Mapping[str, str]) -> float:
         name = machine_name(row)
         if name not in self._hardware:
             self._hardware[name] = derive_hardware(self._machines.find(name, {}))
-        return KERNELS[row["op"]](row, self._hardware[name])
+        return KERNELS[kernel](_with_lengths(row), self._hardware[name])
+
+
+def _with_lengths(row: Mapping[str, str]) -> Mapping[str, str]:
+    """``row`` with its lengths, where it has input tokens (isl) and tokens before them (step)."""
+    if not row.get("isl"):
+        return row
+    return {
+        **row,
+        "attn_dtype": row["dtype"],
+        "q_len": row["isl"],
+        "kv_len": str(int(row["isl"]) + int(row["step"])),
+    }
 
 
 def _training_value(row: Mapping[str, str], predictor: training.Predictor) -> float:
@@ -177,30 +202,38 @@ def _completion(
     return complete
 
 
-def _kernel_group(row: Mapping[str, str], microseconds: float) -> str:
+def _kernel_group(kernel: str, row: Mapping[str, str], measured: float) -> str:
     """Machine, operation, data types, kernel family, ranks, and whether it is long or large."""
     family = row.get("kernel_source", "").rpartition("/")[2]
-    if row["op"] in COLLECTIVES:
+    if kernel in COLLECTIVES:
         ranks = f"{row['ranks']} ranks"
         if row.get("nodes", "1") != "1":
             ranks += f" on {row['nodes']} nodes"
         size = "from 1 MiB" if float(row["bytes"]) >= LARGE_MESSAGE_BYTES else "below 1 MiB"
         family = "" if family.lower() == row.get("library") else family
-        return _joined(machine_name(row), row["op"], row.get("library"), family, ranks, size)
-    size = "over 20 us" if microseconds > LONG_KERNEL_US else "up to 20 us"
+        return _joined(machine_name(row), kernel, row.get("library"), family, ranks, size)
     dtypes = [row.get("dtype") or row.get("attn_dtype", "")]
     if row.get("kv_cache_dtype") not in (None, "", *dtypes):
         dtypes.append(f"KV {row['kv_cache_dtype']}")
-    return _joined(machine_name(row), row["op"], *dtypes, family, size)
+    size = ""
+    if row.get("metric", "kernel_time") == "kernel_time":
+        is_long = measured / _per_second(row) > LONG_KERNEL_US * 1e-6
+        size = "over 20 us" if is_long else "up to 20 us"
+    return _joined(machine_name(row), kernel, *dtypes, family, row.get("metric"), size)
 
 
 def _joined(*words: str | None) -> str:
     return " ".join(word for word in words if word)
 
 
-def _microseconds(row: Mapping[str, str]) -> float:
-    if "latency_us" in row:
-        return float(row["latency_us"])
-    if row["unit"] != "us":
-        raise DeepFlowError(f"the unit of latency is {row['unit']!r}, not us")
-    return float(row["latency"])
+def _measured_kernel(row: Mapping[str, str]) -> float:
+    names = ("latency_us", "latency", "measured_value")
+    return float(next((row[name] for name in names if name in row), "none"))
+
+
+def _per_second(row: Mapping[str, str]) -> float:
+    """How many of the row's units a second is."""
+    unit = "us" if "latency_us" in row else row["unit"]
+    if unit not in ("us", "s"):
+        raise DeepFlowError(f"the unit of latency is {unit!r}, not us or s")
+    return 1e6 if unit == "us" else 1.0

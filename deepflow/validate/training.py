@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from deepflow.config import with_overrides
 from deepflow.config.model import LlmModel
 from deepflow.errors import DeepFlowError
-from deepflow.hardware import derive_hardware
+from deepflow.hardware import Hardware, derive_hardware
 from deepflow.prediction import Prediction, predict
 from deepflow.record import record
+from deepflow.validate.collectives import predicted_seconds as collective_seconds
 from deepflow.validate.machines import Machines
 from deepflow.workload.transformer import parameter_count
 
@@ -26,7 +27,9 @@ GIB = 2**30
 class Run:
     """A training run: ``model`` on ``devices`` of ``machine``; hashable.
 
-    ``settings`` are (hardware path, value) pairs; ``texts`` name the framework.
+    ``settings`` are (hardware path, value) pairs; ``texts`` name the framework, ``network`` the
+    links.
+    ``node_bus_bandwidth``: measured in an all-reduce within a node of this run, in bytes/s.
     """
 
     machine: str
@@ -34,6 +37,8 @@ class Run:
     model: LlmModel
     settings: tuple[tuple[str, object], ...]
     texts: tuple[str, ...]
+    node_bus_bandwidth: float | None = None
+    network: str = ""
 
 
 @record(frozen=True)
@@ -72,6 +77,17 @@ def _days_per_300_billion_tokens(prediction: Prediction, run: Run) -> float:
     return 300e9 / tokens * _seconds(prediction) / 86400
 
 
+def _kept_gibibytes(prediction: Prediction, run: Run) -> float:
+    """What stays allocated between steps, when frameworks log it."""
+    parts = (
+        prediction.weights_bytes,
+        prediction.gradients_bytes,
+        prediction.optimizer_bytes,
+        prediction.buffers_bytes,
+    )
+    return sum(part for part in parts if part is not None) / GIB
+
+
 def _seconds(prediction: Prediction) -> float:
     assert prediction.time_s is not None  # A training step that was predicted has a time.
     return prediction.time_s
@@ -91,7 +107,7 @@ METRICS = {
         Metric("TFLOP/s per GPU", _executed_teraflops),
         Metric("days per 300B tokens", _days_per_300_billion_tokens),
         Metric("mfu", _column("model_flops_utilization", 100.0)),
-        Metric("mem_allocated", _column("allocated_memory_bytes", 1 / GIB), is_time=False),
+        Metric("mem_allocated", _kept_gibibytes, is_time=False),
         Metric("mem_reserved", _column("peak_memory_bytes", 1 / GIB), is_time=False),
         Metric("fits_in_memory", _column("fits_in_memory"), is_time=False),
     )
@@ -112,6 +128,10 @@ MEGATRON_MODELS = {
     "1008.0B": (128, 25600, 160),
 }
 MEGATRON_VOCABULARY = 51200
+
+# See ``_software``.
+CHECKED_GATHER_GBPS = 252.0
+CHECKED_COLLECTIVES = "TORCH_DISTRIBUTED_DEBUG=DETAIL"
 
 # Dropout of Megatron-LM's GPT runs: arXiv 2205.05198, section 4, counts the masks.
 MEGATRON_DROPOUT = 0.1
@@ -175,7 +195,7 @@ class Predictor:
 
     def _predict(self, run: Run) -> Prediction:
         framework = self._machines.framework(run.texts)
-        config = self._machines.find(run.machine, dict(run.settings), framework)
+        config = self._machines.find(run.machine, dict(run.settings), framework, run.network)
         per_node = min(run.devices, config.system_hierarchy.num_devices_per_node)
         config = with_overrides(
             config,
@@ -184,7 +204,31 @@ class Predictor:
                 "system_hierarchy.num_nodes": -(-run.devices // per_node),
             },
         )
-        return predict(derive_hardware(config), run.model)
+        hardware = derive_hardware(config)
+        if run.node_bus_bandwidth is not None:
+            hardware = _with_measured_links(hardware, run.node_bus_bandwidth)
+        return predict(hardware, run.model)
+
+
+def _with_measured_links(hardware: Hardware, measured: float) -> Hardware:
+    """``hardware`` with the links within a node that a run had, if they were far from normal.
+
+    ``measured``: bus bandwidth of an all-reduce of 1 GiB over the devices of a node, which moves
+    2 (n - 1) / n bytes per byte. Links are slowed down by its ratio to what the machine's links
+    should reach, if that is less than half, as without peer-to-peer copies; smaller differences
+    are none of the links.
+    """
+    config = hardware.config
+    ranks = config.system_hierarchy.num_devices_per_node
+    link = config.tech_param.network.intra_node.bandwidth
+    if ranks == 1 or link is None:
+        return hardware
+    test = {"op": "all_reduce", "ranks": str(ranks), "bytes": str(GIB)}
+    expected = 2 * (ranks - 1) / ranks * GIB / collective_seconds(test, hardware)
+    if measured >= expected / 2:
+        return hardware
+    slowed = {"tech_param.network.intra_node.bandwidth": link * measured / expected}
+    return derive_hardware(with_overrides(config, slowed))
 
 
 def _metric(row: Mapping[str, str]) -> Metric:
@@ -223,10 +267,31 @@ def _read_run(row: Mapping[str, str]) -> tuple[Run, Metric]:
     }
     if row.get("micro_batch"):
         layout["micro_batch_size"] = int(row["micro_batch"])
-    settings = _settings(layout) + _interleaving(row, layout)
-    texts = (row.get("source", ""), row.get("variant", ""))
-    run = Run(row["hardware"], int(row["n_gpus"]), _stated_model(row), settings, texts)
+    measured = row.get("ar_intra_GBps")
+    run = Run(
+        row["hardware"] + (" EFA" if "EFA" in row.get("interconnect", "") else ""),
+        int(row["n_gpus"]),
+        _stated_model(row),
+        _settings(layout) + _interleaving(row, layout),
+        _software(row),
+        float(measured) * 1e9 if measured else None,
+        row.get("interconnect", ""),
+    )
     return run, _metric(row)
+
+
+def _software(row: Mapping[str, str]) -> tuple[str, ...]:
+    """What a row says of its framework, in words and by what its own nodes measured.
+
+    Half of the runs of the Ultra-Scale study had every collective checked by torch.distributed
+    first (its debug level DETAIL), which costs the host time per rank. It shows in the bandwidth
+    of gathering a buffer of 1 GiB within a node: two sharp values, 242 and 263 GB/s.
+    """
+    texts = (row.get("source", ""), row.get("variant", ""))
+    gathered = row.get("ag_intra_GBps")
+    if gathered and float(gathered) < CHECKED_GATHER_GBPS:
+        return (*texts, CHECKED_COLLECTIVES)
+    return texts
 
 
 def _interleaving(

@@ -175,6 +175,7 @@ class Collective:
     ``beside``: how many of the operators that follow do not wait for it. It begins when the
     operator before it has ended, and runs on the group's link beside them. ``gradient_beside``:
     the same in the backward pass; where there is any, a gradient of weights is put behind it.
+    ``times``: so many calls follow each other, each with an equal part of ``message_bytes``.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Collective:
     gradient_kind: str = "none"
     beside: int = 0
     gradient_beside: int = 0
+    times: int = 1
 
 
 Operator = Gemm | GroupedGemm | Attention | Elementwise | Collective

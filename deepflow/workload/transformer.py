@@ -651,8 +651,9 @@ def active_parameter_count(model: LlmModel) -> int:
 def segment_work(model: LlmModel, *, attention: bool = True) -> dict[str, float]:
     """Multiply-accumulates per token, forward, of the embedding, one layer by kind, the head.
 
-    ``attention``, if it is to count at all, counts without regard to causality. Each token passes as many routed experts as the
-    model says: rows that are padded, or more on one device than on another, are no useful work.
+    ``attention``, if it is to count at all, counts without regard to causality. Each token passes
+    as many routed experts as the model says: rows that are padded, or more on one device than on
+    another, are no useful work.
     """
     work = {}
     for name, (_, block) in _segments(model).items():
