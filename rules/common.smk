@@ -1,4 +1,4 @@
-# What all rules share: which sweeps there are, and their points.
+# What all rules share: which sweeps and tables there are, and their points.
 
 import atexit
 import os
@@ -14,6 +14,12 @@ from deepflow.config import did_you_mean
 from deepflow.errors import DeepFlowError
 from deepflow.sweep.expand import load_sweep
 from deepflow.sweep.worker import WorkerPool
+from deepflow.validate.workflow import (
+    SAMPLES,
+    ablations_of,
+    hardware_digest,
+    tables_in,
+)
 
 # One line per warning, without the line of code that issued it.
 warnings.showwarning = lambda message, *_, **__: print(
@@ -32,6 +38,7 @@ onstart:
 
 WORKERS = WorkerPool()
 atexit.register(WORKERS.close)
+VALIDATION = "results/validation"
 DEFAULT_SWEEPS = ["sweeps/gemm_shapes.yaml", "sweeps/llama2_70b_parallelism_h100.yaml"]
 
 
@@ -40,6 +47,8 @@ wildcard_constraints:
     point=r"[A-Za-z0-9._+,=-]+",
     shard=r"\d+of\d+",
     plot=r"[A-Za-z0-9._+-]+",
+    table=r"[A-Za-z0-9._+-]+",
+    ablation=r"[a-z_]+",
 
 
 def stop(problem):
@@ -142,6 +151,44 @@ def point_options(wildcards):
     for setting in point.settings:
         options += ["--set", setting.text]
     return options
+
+
+@lru_cache(maxsize=None)
+def get_tables():
+    """Name -> file of the tables that hold rows of a kind that is predicted."""
+    try:
+        return tables_in(config.get("tables", SAMPLES))
+    except DeepFlowError as error:
+        stop(str(error))
+
+
+def get_table(wildcards):
+    """The file of the table that a target names."""
+    tables = get_tables()
+    if wildcards.table not in tables:
+        stop(f"no table is called {wildcards.table!r} (known: {', '.join(tables)})")
+    return tables[wildcards.table]
+
+
+def validated(wildcards):
+    """The tables with their predictions."""
+    return expand(f"{VALIDATION}/{{table}}/rows.csv", table=get_tables())
+
+
+def ablated(wildcards):
+    """The tables with the predictions of models that lack one mechanism."""
+    return [
+        f"{VALIDATION}/{table}/without/{ablation}.csv"
+        for table, file in get_tables().items()
+        for ablation in ablations_of(file)
+    ]
+
+
+def described_data():
+    """What the page on accuracy says of its data."""
+    if "tables" in config:
+        return f"the tables given to the workflow; `{SAMPLES}` has samples of them"
+    return f"the samples in `{SAMPLES}`"
 
 
 def deepflow(arguments, log):

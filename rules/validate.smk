@@ -5,55 +5,6 @@
 #
 # Without tables=DIR these are the samples that the repository has.
 
-from deepflow.validate.workflow import (
-    SAMPLES,
-    ablations_of,
-    hardware_digest,
-    tables_in,
-)
-
-VALIDATION = "results/validation"
-
-
-@lru_cache(maxsize=None)
-def get_tables():
-    """Name -> file of the tables that hold rows of a kind that is predicted."""
-    try:
-        return tables_in(config.get("tables", SAMPLES))
-    except DeepFlowError as error:
-        stop(str(error))
-
-
-def get_table(wildcards):
-    """The file of the table that a target names."""
-    tables = get_tables()
-    if wildcards.table not in tables:
-        stop(f"no table is called {wildcards.table!r} (known: {', '.join(tables)})")
-    return tables[wildcards.table]
-
-
-def validated(wildcards):
-    return expand(f"{VALIDATION}/{{table}}/rows.csv", table=get_tables())
-
-
-def ablated(wildcards):
-    return [
-        f"{VALIDATION}/{table}/without/{ablation}.csv"
-        for table, file in get_tables().items()
-        for ablation in ablations_of(file)
-    ]
-
-
-def described_data():
-    if "tables" in config:
-        return f"the tables given to the workflow; `{SAMPLES}` has samples of them"
-    return f"the samples in `{SAMPLES}`"
-
-
-wildcard_constraints:
-    table=r"[A-Za-z0-9._+-]+",
-    ablation=r"[a-z_]+",
-
 
 localrules:
     validate,

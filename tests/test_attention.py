@@ -16,7 +16,7 @@ from deepflow.cost.attention import attention_cost, attention_limits
 from deepflow.errors import ConfigError, DeepFlowError
 from deepflow.hardware import Hardware, load_hardware
 from deepflow.validate import read_table
-from deepflow.validate_attention import predicted_seconds
+from deepflow.validate.attention import predicted_seconds
 from deepflow.workload.operators import BACKWARD_PASSES, FORWARD_PASSES, Attention
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,13 @@ import pytest
 from deepflow.prediction import COLUMNS
 from deepflow.sweep.expand import load_sweep
 
-PAGES = ("README.md", "docs/architecture.md", "docs/configuration.md", "benchmarks/README.md")
+PAGES = (
+    "README.md",
+    "docs/accuracy.md",
+    "docs/architecture.md",
+    "docs/configuration.md",
+    "benchmarks/README.md",
+)
 
 
 def sweep_examples(page: Path) -> list[str]:

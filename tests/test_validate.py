@@ -215,8 +215,6 @@ ATTENTION = {
     "gpu": "h100_sxm",
     "op": "attention_prefill",
     "attn_dtype": "bfloat16",
-    "kv_cache_dtype": "bfloat16",
-    "kernel_source": "torch_flow",
     "batch": "4",
     "num_heads": "32",
     "num_kv_heads": "8",

@@ -88,6 +88,13 @@ class SoftwareParameters:
         minimum=0,
         plausible=(0, 1e-1),
     )
+    host_time_per_sharded_tensor: float = option(
+        "the same, in addition, with optimizer states sharded over the data group (zero)",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-1),
+    )
     host_time_per_gathered_shard: float = option(
         "with zero 1 and 2, time of the host to gather updated weights, for each tensor of weights"
         " and rank of the data group, where lists of shards are gathered and not one buffer",

@@ -383,7 +383,9 @@ def _update(
     software = hardware.config.sw_param
     cost = total(costs, software)
     each_tensor = software.host_time_per_tensor
-    if mapping.asked.zero in (1, 2) and mapping.gradient_ranks > 1:
+    if mapping.asked.zero and mapping.gradient_ranks > 1:
+        each_tensor += software.host_time_per_sharded_tensor
+    if mapping.asked.zero in (1, 2):
         each_tensor += software.host_time_per_gathered_shard * mapping.gradient_ranks
     cost += Cost(issue=each_tensor * parameters.tensors)
     # Once per step all devices meet, those of a replica for the norm, replicas for the loss.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from deepflow import validate_attention
 from deepflow.errors import DeepFlowError
 from deepflow.hardware import Hardware, derive_hardware
 from deepflow.record import record
-from deepflow.validate import collectives, gemm, moe, training
+from deepflow.validate import attention, collectives, gemm, moe, training
 from deepflow.validate.machines import Machines, machine_name
 from deepflow.validate.tables import ADDED_COLUMNS, ValidatedRow, read_table
 
@@ -19,8 +18,8 @@ OTHER_ROWS = "other rows"
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "alltoall", "send_recv")
 KERNELS: dict[str, Callable[[Mapping[str, str], Hardware], float]] = {
     "gemm": gemm.predicted_seconds,
-    "attention_prefill": validate_attention.predicted_seconds,
-    "attention_decode": validate_attention.predicted_seconds,
+    "attention_prefill": attention.predicted_seconds,
+    "attention_decode": attention.predicted_seconds,
     "moe": moe.predicted_seconds,
     **dict.fromkeys(COLLECTIVES, collectives.predicted_seconds),
 }

@@ -44,10 +44,12 @@ def predicted_seconds(row: Mapping[str, str], hardware: Hardware) -> float:
         DeepFlowError: the row's kernel or data type is not modelled, or not on this device.
     """
     library = _library(row.get("kernel_source") or FLASH_ATTENTION, hardware)
-    for name in ("attn_dtype", "kv_cache_dtype"):
-        if row[name] not in BYTES:
-            raise DeepFlowError(f"{name} {row[name]!r} is not one of {', '.join(BYTES)}")
-    element_bytes, key_bytes = BYTES[row["attn_dtype"]], BYTES[row["kv_cache_dtype"]]
+    attention_dtype = row["attn_dtype"]
+    key_dtype = row.get("kv_cache_dtype") or attention_dtype
+    for dtype in (attention_dtype, key_dtype):
+        if dtype not in BYTES:
+            raise DeepFlowError(f"attention of dtype {dtype!r} is not one of {', '.join(BYTES)}")
+    element_bytes, key_bytes = BYTES[attention_dtype], BYTES[key_dtype]
     # Kernels multiply in the cache's type, to which queries are converted.
     limits = attention_limits(
         hardware, library, "fp8" if min(element_bytes, key_bytes) == 1 else None
