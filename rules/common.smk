@@ -14,12 +14,6 @@ from deepflow.config import did_you_mean
 from deepflow.errors import DeepFlowError
 from deepflow.sweep.expand import load_sweep
 from deepflow.sweep.worker import WorkerPool
-from deepflow.validate.workflow import (
-    SAMPLES,
-    ablations_of,
-    hardware_digest,
-    tables_in,
-)
 
 # One line per warning, without the line of code that issued it.
 warnings.showwarning = lambda message, *_, **__: print(
@@ -156,6 +150,9 @@ def point_options(wildcards):
 @lru_cache(maxsize=None)
 def get_tables():
     """Name -> file of the tables that hold rows of a kind that is predicted."""
+    # Sweeps need none of this, and should not wait for it to be imported.
+    from deepflow.validate.workflow import SAMPLES, tables_in
+
     try:
         return tables_in(config.get("tables", SAMPLES))
     except DeepFlowError as error:
@@ -180,12 +177,29 @@ def ablated(wildcards):
     return [
         f"{VALIDATION}/{table}/without/{ablation}.csv"
         for table, file in get_tables().items()
-        for ablation in ablations_of(file)
+        for ablation in get_ablations(file)
     ]
 
 
-def described_data():
+@lru_cache(maxsize=None)
+def get_ablations(file):
+    """Name -> settings of the ablations that concern the table in ``file``."""
+    from deepflow.validate.workflow import ablations_of
+
+    return ablations_of(file)
+
+
+def get_model_digest(wildcards):
+    """Fingerprint of all that predictions of tables depend on but for the tables."""
+    from deepflow.validate.workflow import hardware_digest
+
+    return hardware_digest()
+
+
+def described_data(wildcards):
     """What the page on accuracy says of its data."""
+    from deepflow.validate.workflow import SAMPLES
+
     if "tables" in config:
         return f"the tables given to the workflow; `{SAMPLES}` has samples of them"
     return f"the samples in `{SAMPLES}`"

@@ -25,7 +25,7 @@ rule validate_table:
     log:
         f"{VALIDATION}/{{table}}/rows.log",
     params:
-        digest=lambda wildcards: hardware_digest(),
+        digest=get_model_digest,
     run:
         deepflow(
             ["validate", input[0], "--output", output.rows, "--plot", output.plot],
@@ -41,8 +41,8 @@ rule validate_without:
     log:
         f"{VALIDATION}/{{table}}/without/{{ablation}}.log",
     params:
-        digest=lambda wildcards: hardware_digest(),
-        settings=lambda wildcards, input: ablations_of(input[0])[wildcards.ablation],
+        digest=get_model_digest,
+        settings=lambda wildcards, input: get_ablations(input[0])[wildcards.ablation],
     run:
         settings = [
             option for text in params.settings for option in ("--set", text)
@@ -60,17 +60,9 @@ rule accuracy:
     log:
         f"{VALIDATION}/accuracy.log",
     params:
-        data=described_data(),
+        data=described_data,
     run:
-        deepflow(
-            [
-                "accuracy",
-                VALIDATION,
-                "--tables",
-                *get_tables(),
-                "--data",
-                params.data,
-            ]
-            + ["--output", output.page, "--plot", output.plot],
-            log[0],
-        )
+        tables = ["--tables", *get_tables()]
+        written = ["--output", output.page, "--plot", output.plot]
+        data = ["--data", params.data]
+        deepflow(["accuracy", VALIDATION, *tables, *data, *written], log[0])

@@ -44,12 +44,12 @@ def predicted_seconds(row: Mapping[str, str], hardware: Hardware) -> float:
         DeepFlowError: the row's kernel or data type is not modelled, or not on this device.
     """
     library = _library(row.get("kernel_source") or FLASH_ATTENTION, hardware)
-    attention_dtype = row["attn_dtype"]
-    key_dtype = row.get("kv_cache_dtype") or attention_dtype
-    for dtype in (attention_dtype, key_dtype):
+    dtypes = {"attn_dtype": row["attn_dtype"]}
+    dtypes["kv_cache_dtype"] = row.get("kv_cache_dtype") or row["attn_dtype"]
+    for name, dtype in dtypes.items():
         if dtype not in BYTES:
-            raise DeepFlowError(f"attention of dtype {dtype!r} is not one of {', '.join(BYTES)}")
-    element_bytes, key_bytes = BYTES[attention_dtype], BYTES[key_dtype]
+            raise DeepFlowError(f"{name} {dtype!r} is not one of {', '.join(BYTES)}")
+    element_bytes, key_bytes = (BYTES[dtype] for dtype in dtypes.values())
     # Kernels multiply in the cache's type, to which queries are converted.
     limits = attention_limits(
         hardware, library, "fp8" if min(element_bytes, key_bytes) == 1 else None

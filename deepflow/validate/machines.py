@@ -77,7 +77,8 @@ class Machines:
         """The machine called ``name`` with what the framework, the row and all rows set.
 
         ``network`` is a text on its links: an alias of the name followed by one of the text's
-        words ("H100 SXM5 80GB EFA") is a better match than the name alone. ``changes`` are
+        words ("H100 SXM5 80GB EFA") is a better match than the name alone, that with the first such
+        word the best. ``changes`` are
         hardware paths and values of the row. What is set for all rows wins over the row, and the
         row over the framework.
 
@@ -102,7 +103,7 @@ class Machines:
     def _path(self, name: str, network: str) -> Path:
         plain = _plain(name)
         words = re.findall(r"[a-z0-9]+", network.casefold())
-        nearer = {path for word in words for path in self._aliased.get(plain + word, ())}
+        nearer = next((found for word in words if (found := self._aliased.get(plain + word))), None)
         paths = nearer or self._aliased.get(plain) or self._named.get(plain, set())
         if not paths:
             raise DeepFlowError(f"no hardware file has the name or alias {name!r}")
