@@ -12,6 +12,7 @@ from deepflow.mapping.tensor import shard_block
 from deepflow.record import record
 from deepflow.workload.operators import (
     FP32,
+    INPUT_GRADIENT,
     WEIGHT_GRADIENT,
     Block,
     Collective,
@@ -269,6 +270,12 @@ def _segment(
         )
     of_weights: list[Operator] = []
     of_inputs: list[Operator] = []
+    if block.name == EMBEDDING:
+        # Nobody asks for the gradient of tokens or images.
+        first = tuple(
+            item for item in gradients.operators if not item.name.endswith(INPUT_GRADIENT)
+        )
+        gradients = replace(gradients, operators=tuple(needed))
     for operator in gradients.operators:
         (of_weights if operator.name.endswith(WEIGHT_GRADIENT) else of_inputs).append(operator)
     reduce_kind = "reduce_scatter" if mapping.asked.zero >= 1 else "all_reduce"

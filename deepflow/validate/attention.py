@@ -68,7 +68,7 @@ def predicted_seconds(row: Mapping[str, str], hardware: Hardware) -> float:
     )
     # Only TensorRT-LLM has a prompt of one token go through the kernel of prompts.
     prompt = row["op"] == "attention_prefill"
-    fused = LIBRARIES.get(row["kernel_source"]) == TENSORRT_LLM
+    fused = LIBRARIES.get(row.get("kernel_source", "")) == TENSORRT_LLM
     kernel = attention_cost(operator, limits, element_bytes, key_bytes, prompt=prompt and fused)
 
     # A kernel copies new keys and values to the cache. TensorRT-LLM gets queries in one tensor with

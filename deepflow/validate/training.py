@@ -77,15 +77,11 @@ def _days_per_300_billion_tokens(prediction: Prediction, run: Run) -> float:
     return 300e9 / tokens * _seconds(prediction) / 86400
 
 
-def _kept_gibibytes(prediction: Prediction, run: Run) -> float:
-    """What stays allocated between steps, when frameworks log it."""
-    parts = (
-        prediction.weights_bytes,
-        prediction.gradients_bytes,
-        prediction.optimizer_bytes,
-        prediction.buffers_bytes,
-    )
-    return sum(part for part in parts if part is not None) / GIB
+def _allocator_gibibytes(prediction: Prediction, run: Run) -> float:
+    """What the framework's allocator holds at the worst moment: driver and libraries are not in."""
+    peak, reserved = prediction.peak_memory_bytes, prediction.reserved_bytes
+    assert peak is not None and reserved is not None  # A training step has both.
+    return (peak - reserved) / GIB
 
 
 def _seconds(prediction: Prediction) -> float:
@@ -107,8 +103,9 @@ METRICS = {
         Metric("TFLOP/s per GPU", _executed_teraflops),
         Metric("days per 300B tokens", _days_per_300_billion_tokens),
         Metric("mfu", _column("model_flops_utilization", 100.0)),
-        Metric("mem_allocated", _kept_gibibytes, is_time=False),
-        Metric("mem_reserved", _column("peak_memory_bytes", 1 / GIB), is_time=False),
+        # Logged between steps.
+        Metric("mem_allocated", _column("static_memory_bytes", 1 / GIB), is_time=False),
+        Metric("mem_reserved", _allocator_gibibytes, is_time=False),
         Metric("fits_in_memory", _column("fits_in_memory"), is_time=False),
     )
 }

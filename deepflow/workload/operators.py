@@ -25,8 +25,8 @@ FP32 = 4  # bytes
 # Score-sized matrix products of fused attention; backward, the scores are computed again.
 FORWARD_PASSES, BACKWARD_PASSES = 2, 5
 
-# How the backward pass's products for the gradients of weights are named; nothing waits for them.
-WEIGHT_GRADIENT = "weight_gradient"
+# How the backward pass's products are named; nothing waits for the gradients of weights.
+INPUT_GRADIENT, WEIGHT_GRADIENT = "input_gradient", "weight_gradient"
 
 
 class Cut(Enum):
@@ -238,10 +238,10 @@ def backward(block: Block) -> Block:
         match operator:
             case Gemm(name=name, m=m, k=k, n=n, cut=cut, weight=weight, batch=batch):
                 other = WEIGHT_GRADIENT if weight else "other_gradient"
-                operators.append(Gemm(f"{name}.input_gradient", m, n, k, cut, weight, batch))
+                operators.append(Gemm(f"{name}.{INPUT_GRADIENT}", m, n, k, cut, weight, batch))
                 operators.append(Gemm(f"{name}.{other}", k, m, n, cut, weight, batch))
             case GroupedGemm(name=name, rows=rows, experts=experts, k=k, n=n, cut=cut):
-                operators.append(GroupedGemm(f"{name}.input_gradient", rows, experts, n, k, cut))
+                operators.append(GroupedGemm(f"{name}.{INPUT_GRADIENT}", rows, experts, n, k, cut))
                 operators.append(
                     GroupedGemm(f"{name}.{WEIGHT_GRADIENT}", rows, experts, k, n, cut, True)
                 )
