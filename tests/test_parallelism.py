@@ -3,13 +3,13 @@
 from collections import Counter
 
 import pytest
-from test_training import machine, matrix_flops, model
 
 from deepflow.errors import InfeasiblePoint
 from deepflow.prediction import TIME_COLUMNS, predict
 from deepflow.schedule.passes import PassSegment, pass_time
 from deepflow.schedule.training import run_training
 from deepflow.workload.operators import Attention, Collective
+from test_training import machine, matrix_flops, model
 
 EXPERTS = {"num_experts": 8, "experts_per_token": 2, "expert_ffn_dim": 2048}
 HOST = {"sw_param.host_bandwidth": "50 GB/s"}
@@ -47,6 +47,26 @@ def test_experts_are_conserved(layout):
     assert spread.time_expert_communication_s > 0 == whole.time_expert_communication_s
     assert spread.weights_bytes < whole.weights_bytes
     assert spread.parameters == whole.parameters
+
+
+def test_expert_communication_hides_behind_another_microbatch():
+    layout = {"expert": 8, "micro_batch_size": 2}
+    shown, hidden = (
+        predict(machine(**layout, overlap_expert_communication=overlap), model(**EXPERTS))
+        for overlap in (False, True)
+    )
+    assert hidden.time_expert_communication_s < shown.time_expert_communication_s
+    saved = shown.time_expert_communication_s - hidden.time_expert_communication_s
+    assert hidden.time_s == pytest.approx(shown.time_s - saved)
+
+
+def test_narrow_products_are_faster_and_leave_activations_as_they_are():
+    wide, narrow = (
+        predict(machine(**{"sw_param.matrix_dtype": dtype}), model()) for dtype in (None, "fp8")
+    )
+    assert narrow.time_gemm_s < wide.time_gemm_s
+    assert narrow.time_attention_s == wide.time_attention_s
+    assert narrow.peak_memory_bytes == wide.peak_memory_bytes
 
 
 def test_imbalance_of_experts_costs_time():

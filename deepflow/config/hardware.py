@@ -45,6 +45,12 @@ class SoftwareParameters:
         None,
         choices=tuple(DTYPE_BYTES),
     )
+    matrix_dtype: str | None = option(
+        "data type of products with weights where it is narrower than activations, as in training"
+        " with fp8; whatever makes an operand also converts it (default: dtype)",
+        None,
+        choices=tuple(DTYPE_BYTES),
+    )
     kernel_fusion: str = option(
         "element-wise steps: one kernel per operation (eager) or per step (fused)",
         "eager",
@@ -147,6 +153,11 @@ class SoftwareParameters:
         minimum=-1,
         plausible=(1e6, 1e14),
     )
+
+    @property
+    def operand_bytes(self) -> float:
+        """Size of an element that matrix units multiply."""
+        return self.precision if self.matrix_dtype is None else DTYPE_BYTES[self.matrix_dtype]
 
     def check_time(self, ranks: int, ranks_in_node: int) -> float:
         """Time of the host to check a call with all ``ranks`` of a group."""
@@ -652,6 +663,9 @@ class Parallelism:
     )
     overlap_parameter_gather: bool = option(
         "with zero 3, gather the weights of the next layer while one is computed", True
+    )
+    overlap_expert_communication: bool = option(
+        "tokens travel to and from experts while another microbatch is computed", False
     )
     overlap_tensor_communication: str = option(
         "collectives of the tensor group beside products: none; backward, gradients of inputs"

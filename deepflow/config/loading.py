@@ -493,24 +493,25 @@ def check_hardware(config: HardwareConfig) -> None:
             )
     technology = config.tech_param
     dtype, precision = config.sw_param.dtype, config.sw_param.precision
-    if dtype is not None:
-        supported = technology.core.precision_rates.supported
-        if dtype not in supported:
+    supported = technology.core.precision_rates.supported
+    for key in ("dtype", "matrix_dtype"):
+        asked = getattr(config.sw_param, key)
+        if asked is not None and asked not in supported:
             raise ConfigError(
                 "the device has no rate for it in tech_param.core.precision_rates",
                 file=config.file,
-                key="sw_param.dtype",
-                value=dtype,
+                key=f"sw_param.{key}",
+                value=asked,
                 allowed=", ".join(supported) or "null: precision_rates is empty",
             )
-        if precision != DTYPE_BYTES[dtype]:
-            raise ConfigError(
-                f"is not the size of an element of sw_param.dtype = {dtype}",
-                file=config.file,
-                key="sw_param.precision",
-                value=precision,
-                allowed=str(DTYPE_BYTES[dtype]),
-            )
+    if dtype is not None and precision != DTYPE_BYTES[dtype]:
+        raise ConfigError(
+            f"is not the size of an element of sw_param.dtype = {dtype}",
+            file=config.file,
+            key="sw_param.precision",
+            value=precision,
+            allowed=str(DTYPE_BYTES[dtype]),
+        )
     for place, part in (
         ("core", technology.core),
         ("DRAM", technology.DRAM),

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 
-from deepflow.cost.gemm import BLOCK_DEPTH, BLOCKS
+from deepflow.cost.gemm import BLOCK_DEPTH, BLOCKS, ElementBytes
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware.accelerator import Accelerator, RooflineLimits
 from deepflow.record import record
@@ -93,19 +94,22 @@ def grouped_gemm_cost(
     experts: int,
     k: int,
     n: int,
-    precision: float,
+    precision: float | ElementBytes,
+    rate: float = 1.0,
     *,
     sums_rows: bool = False,
 ) -> GroupedGemmCost:
     """Cost of ``rows`` rows of activations, spread evenly, times the [k, n] matrices of experts.
 
     With ``sums_rows`` every expert yields the [k, n] gradient of its weights instead, summed over
-    its rows: the blocks are those of k rows for each expert.
+    its rows: the blocks are those of k rows for each expert. ``precision`` and ``rate`` as in
+    ``gemm_cost``.
 
     Raises:
         InfeasiblePoint: the device has no throughput somewhere.
     """
-    kernel = library_kernel(precision)
+    sizes = precision if isinstance(precision, ElementBytes) else ElementBytes(*3 * (precision,))
+    kernel = replace(library_kernel(sizes.a), weight_bytes=sizes.b, output_bytes=sizes.c, rate=rate)
     loads = even_loads(rows, experts)
     if sums_rows:
         loads, k = ((k, experts),), max(1, math.ceil(rows / experts))

@@ -14,7 +14,7 @@ from operator import attrgetter
 from deepflow.config.hardware import SoftwareParameters
 from deepflow.cost.attention import attention_cost, attention_limits
 from deepflow.cost.collectives import COPIES_OWN_PART, collective_cost
-from deepflow.cost.gemm import GemmCost, gemm_cost
+from deepflow.cost.gemm import ElementBytes, GemmCost, gemm_cost
 from deepflow.cost.grouped_gemm import grouped_gemm_cost
 from deepflow.cost.roofline import roofline_time
 from deepflow.hardware import Hardware
@@ -139,23 +139,21 @@ def operator_cost(
     accelerator = hardware.accelerator
     match operator:
         case Gemm():
+            sizes, rate = _formats(hardware) if operator.weight else (software.precision, 1.0)
             found = gemm_cost(
-                accelerator,
-                operator.m,
-                operator.k,
-                operator.n,
-                software.precision,
-                operator.batch,
+                accelerator, operator.m, operator.k, operator.n, sizes, operator.batch, rate
             )
             return _gemm_cost(operator, found, launch)
         case GroupedGemm():
+            sizes, rate = _formats(hardware)
             grouped = grouped_gemm_cost(
                 accelerator,
                 operator.rows,
                 operator.experts,
                 operator.k,
                 operator.n,
-                software.precision,
+                sizes,
+                rate,
                 sums_rows=operator.sums_rows,
             )
             cost = Cost(
@@ -206,6 +204,18 @@ def operator_cost(
             return OperatorCost(
                 operator, cost, f"{operator.group} network", ranks, group.intra_size
             )
+
+
+def _formats(hardware: Hardware) -> tuple[float | ElementBytes, float]:
+    """Sizes of elements, and rate relative to that of the device's own type, with weights."""
+    software = hardware.config.sw_param
+    narrow = software.matrix_dtype
+    if narrow is None:
+        return software.precision, 1.0
+    rates = hardware.config.tech_param.core.precision_rates.supported
+    own = 1.0 if software.dtype is None else rates[software.dtype]
+    size = software.operand_bytes
+    return ElementBytes(size, size, software.precision), rates[narrow] / own
 
 
 def _gemm_cost(operator: Gemm, found: GemmCost, launch: float) -> OperatorCost:

@@ -272,9 +272,7 @@ def _segment(
     of_inputs: list[Operator] = []
     if block.name == EMBEDDING:
         # Nobody asks for the gradient of tokens or images.
-        first = tuple(
-            item for item in gradients.operators if not item.name.endswith(INPUT_GRADIENT)
-        )
+        needed = [x for x in gradients.operators if not x.name.endswith(INPUT_GRADIENT)]
         gradients = replace(gradients, operators=tuple(needed))
     for operator in gradients.operators:
         (of_weights if operator.name.endswith(WEIGHT_GRADIENT) else of_inputs).append(operator)

@@ -255,15 +255,15 @@ def _segment_costs(
     backward_input = backward_weight = NOTHING
     if splits:
         backward_input = total(block_cost(segment.backward_input, hardware, groups), software)
-        backward_input = _with_offload(backward_input, name, hardware, mapping, step)
+        backward_input = _beside_others(backward_input, name, hardware, mapping, step)
         backward_weight = total(block_cost(segment.backward_weight, hardware, groups), software)
     return SegmentCosts(
         forward,
         backward,
         gather,
         gradient,
-        _with_offload(total(forward, software), name, hardware, mapping, step),
-        _with_offload(total(backward, software), name, hardware, mapping, step),
+        _beside_others(total(forward, software), name, hardware, mapping, step),
+        _beside_others(total(backward, software), name, hardware, mapping, step),
         backward_input,
         backward_weight,
         total(gather, software),
@@ -272,14 +272,21 @@ def _segment_costs(
     )
 
 
-def _with_offload(
+def _beside_others(
     cost: Cost, name: str, hardware: Hardware, mapping: TrainingMapping, step: TrainingStep
 ) -> Cost:
-    """A pass of a segment whose activations leave, or come back, beside it."""
-    if mapping.asked.offload != "optimizer_and_activations":
-        return cost
-    moving = kept_bytes(mapping, step, name) / _host_bandwidth(hardware)
-    return cost + Cost(host_transfer=max(0.0, moving - cost.time))
+    """A segment's pass beside what the layout lets go on meanwhile.
+
+    Tokens travel to and from experts while another microbatch is computed (DualPipe of DeepSeek-V3,
+    arXiv 2412.19437, 3.2.1); activations leave to, or come back from, the host.
+    """
+    if mapping.asked.overlap_expert_communication:
+        hidden = min(cost.expert_communication, cost.time - cost.expert_communication)
+        cost += Cost(expert_communication=-hidden)
+    if mapping.asked.offload == "optimizer_and_activations":
+        moving = kept_bytes(mapping, step, name) / _host_bandwidth(hardware)
+        cost += Cost(host_transfer=max(0.0, moving - cost.time))
+    return cost
 
 
 def _part_costs(
