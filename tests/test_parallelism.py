@@ -207,7 +207,7 @@ def test_offload_saves_memory_and_costs_time_on_a_slow_link():
     activations = predict(machine(offload="optimizer_and_activations", **HOST), model())
     assert activations.activations_bytes < kept.activations_bytes
     with pytest.raises(InfeasiblePoint, match="host_bandwidth"):
-        predict(machine(offload="optimizer"), model())
+        predict(machine(offload="optimizer", **{"sw_param.host_bandwidth": None}), model())
 
 
 def test_cumulative_balance_may_leave_stages_empty():

@@ -224,6 +224,7 @@ PEAKS |= {
     name: PEAKS["nvidia_a100_sxm_80gb"] for name in DATA_SHEETS if name.startswith("nvidia_a100")
 }
 PEAKS["nvidia_h200_sxm_141gb"] = PEAKS["nvidia_h100_sxm_80gb"]
+PEAKS["nvidia_h100_sxm_80gb_efa"] = PEAKS["nvidia_h100_sxm_80gb"]
 PEAKS["nvidia_h100_pcie_80gb_nvlink_pairs"] = PEAKS["nvidia_h100_pcie_80gb"]
 
 

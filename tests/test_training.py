@@ -231,7 +231,7 @@ def test_a_group_without_a_network_is_infeasible():
 
 
 def test_pipelines_longer_than_the_model_are_infeasible():
-    with pytest.raises(InfeasiblePoint, match="the 8 layers"):
+    with pytest.raises(InfeasiblePoint, match="num_layers 8"):
         predict(machine(num_nodes=2, pipeline=16), model())
 
 

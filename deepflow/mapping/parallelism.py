@@ -278,7 +278,9 @@ def _layers_per_part(model: LlmModel, parts: int, balance: str) -> Sequence[int]
     """
     layers = model.num_layers
     if parts > layers:
-        raise InfeasiblePoint(f"{parts} pipeline stages are more than the {layers} layers")
+        raise InfeasiblePoint(
+            f"{parts} pipeline stages (virtual ones included) are more than model.num_layers {layers}"
+        )
     if parts == 1:
         return (layers,)
     last = layers // parts
