@@ -463,8 +463,11 @@ def test_every_mechanism_can_be_switched_off(ablation):
         "all_reduce": COLLECTIVE,
     }
     of_a_framework = TRAINING | {"source": "nanotron", "tp": "4", "dp": "2"}
+    checked = of_a_framework | {"pp": "1", "dp": "4", "interconnect": "EFA between nodes"}
+    checked |= {"ag_intra_GBps": "241"}
+    buckets = of_a_framework | {"zero": "0", "metric": "mem_reserved"}
     megatron = SELENE | {"activation_recompute": "none"}
-    rows = [TRAINING, of_a_framework, megatron, *kernels.values()]
+    rows = [TRAINING, of_a_framework, checked, buckets, megatron, *kernels.values()]
     concerned = [row for row in rows if ablation.concerns([row])]
     overrides = split_overrides(
         {item.path: item.value for item in map(parse_setting, ablation.options)}

@@ -42,9 +42,9 @@ class Machines:
         self._loaded: dict[tuple[Path, str], HardwareConfig] = {}
         for path in sorted(Path().glob(HARDWARE_FILES)):
             content = read_yaml(path)
-            self._named.setdefault(_plain(content.get("name") or path.stem), set()).add(path)
+            self._named.setdefault(plain_name(content.get("name") or path.stem), set()).add(path)
             for alias in content.get("aliases", ()):
-                self._aliased.setdefault(_plain(alias), set()).add(path)
+                self._aliased.setdefault(plain_name(alias), set()).add(path)
         self._framework = None if framework_file is None else load_framework_config(framework_file)
         self._found: dict[str, FrameworkConfig | None] = {}
 
@@ -101,7 +101,7 @@ class Machines:
         return self._loaded[key]
 
     def _path(self, name: str, network: str) -> Path:
-        plain = _plain(name)
+        plain = plain_name(name)
         words = re.findall(r"[a-z0-9]+", network.casefold())
         nearer = next((found for word in words if (found := self._aliased.get(plain + word))), None)
         paths = nearer or self._aliased.get(plain) or self._named.get(plain, set())
@@ -123,5 +123,6 @@ def machine_name(row: Mapping[str, str]) -> str:
     return row.get("gpu") or row.get("hardware") or row.get("node") or ""
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """How names of machines are compared: without case, spaces and punctuation."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())

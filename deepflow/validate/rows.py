@@ -66,8 +66,8 @@ def validate_table(
         try:
             if reason:
                 pass
-            elif (kernel := _kernel(row)) is not None:
-                predicted = kernel_seconds(kernel, row) * _per_second(row)
+            elif kernel_of(row) is not None:
+                predicted = kernel_seconds(row) * _per_second(row)
             else:
                 predicted = _training_value(complete(row), predictor)
         except DeepFlowError as error:
@@ -88,26 +88,20 @@ def read_validated(path: str | Path) -> list[ValidatedRow]:
 
 def is_recognised(rows: Iterable[Mapping[str, str]]) -> bool:
     """Whether any of ``rows`` is of a kind that is predicted."""
-    return any(_kernel(row) or training.recognise(row) for row in rows)
+    return any(kernel_of(row) or training.recognise(row) for row in rows)
 
 
 def kind_of(row: Mapping[str, str]) -> str:
     """What decides the prediction of a row: a kind of kernel, "time" or "memory" of a run."""
     metric = training.METRICS.get(training.metric_name(row))
     of_a_run = "time" if metric is None or metric.is_time else "memory"
-    return _kernel(row) or of_a_run
-
-
-def _kernel(row: Mapping[str, str]) -> str | None:
-    """The kind of kernel of a row, or None: its ``op``; profiled products have a ``run_type``."""
-    kind = "gemm" if row.get("run_type") == "gemm" else row.get("op")
-    return kind if kind in KERNELS else None
+    return kernel_of(row) or of_a_run
 
 
 def describe(row: Mapping[str, str]) -> Description:
     """The group and measurement of a row, from its columns alone."""
     try:
-        if (kernel := _kernel(row)) is not None:
+        if (kernel := kernel_of(row)) is not None:
             measured = _measured_kernel(row)
             return Description(_kernel_group(kernel, row, measured), measured, False, True, "")
         if training.recognise(row) is None:
@@ -148,11 +142,35 @@ class _KernelPredictor:
         self._machines = machines
         self._hardware: dict[str, Hardware] = {}
 
-    def __call__(self, kernel: str, row: Mapping[str, str]) -> float:
+    def __call__(self, row: Mapping[str, str]) -> float:
         name = machine_name(row)
         if name not in self._hardware:
             self._hardware[name] = derive_hardware(self._machines.find(name, {}))
-        return KERNELS[kernel](_with_lengths(row), self._hardware[name])
+        return predicted_kernel_seconds(row, self._hardware[name])
+
+
+def kernel_of(row: Mapping[str, str]) -> str | None:
+    """The kind of kernel of a row, or None: its ``op``; profiled products have a ``run_type``."""
+    kind = "gemm" if row.get("run_type") == "gemm" else row.get("op")
+    return kind if kind in KERNELS else None
+
+
+def predicted_kernel_seconds(row: Mapping[str, str], hardware: Hardware) -> float:
+    """Time of a kernel's row, in seconds.
+
+    Raises:
+        DeepFlowError: why the row cannot be predicted.
+        KeyError, ValueError: a column is missing, or not a number.
+    """
+    kernel = kernel_of(row)
+    if kernel is None:
+        raise DeepFlowError(f"op {row.get('op')!r} is no kernel that is modelled")
+    return KERNELS[kernel](_with_lengths(row), hardware)
+
+
+def measured_kernel_seconds(row: Mapping[str, str]) -> float:
+    """What was measured for a kernel's row, in seconds; raises as the prediction does."""
+    return _measured_kernel(row) / _per_second(row)
 
 
 def _with_lengths(row: Mapping[str, str]) -> Mapping[str, str]:
