@@ -189,6 +189,23 @@ class PrecisionRates:
         return {dtype: rate for dtype, rate in rates.items() if rate is not None}
 
 
+def _achieved(dtype: str) -> Any:
+    return option(f"that of {dtype} products (default: util)", None, above=0, maximum=1)
+
+
+@record(frozen=True)
+class PrecisionUtils:
+    """Achieved fractions of the peak by data type, where the device's power tells them apart."""
+
+    fp32: float | None = _achieved("fp32")
+    tf32: float | None = _achieved("tf32")
+    bf16: float | None = _achieved("bf16")
+    fp16: float | None = _achieved("fp16")
+    fp8: float | None = _achieved("fp8")
+    fp4: float | None = _achieved("fp4")
+    int8: float | None = _achieved("int8")
+
+
 def _attention_rate(library: str) -> Any:
     return option(f"that of {library} (default: attention_util)", None, above=0, maximum=1)
 
@@ -214,6 +231,9 @@ class CoreTechnology:
     precision_rates: PrecisionRates = option(
         "rates of data types relative to nominal_flop_rate_per_mcu, at the same power",
         PrecisionRates(),
+    )
+    precision_utils: PrecisionUtils = option(
+        "achieved fractions of the peak by data type, in the place of util", PrecisionUtils()
     )
     operating_area_per_mcu: float | None = option(
         "area of one unit as built", None, unit="mm2", above=0, plausible=(1e-6, 1e5)
@@ -305,6 +325,20 @@ class CoreTechnology:
         minimum=0,
         plausible=(0, 1e-3),
     )
+
+    def util_of(self, dtype: str | None) -> float:
+        """Achieved fraction of the peak of ``dtype``; None: of the type the device is rated in."""
+        own = None if dtype is None else getattr(self.precision_utils, dtype)
+        return self.util if own is None else own
+
+    def usable_rate(self, dtype: str, in_use: str | None) -> float:
+        """Achieved rate of products of ``dtype`` over that of ``in_use``.
+
+        KeyError: the device has no rate for one of them.
+        """
+        rates = self.precision_rates.supported
+        own = 1.0 if in_use is None else rates[in_use]
+        return rates[dtype] * self.util_of(dtype) / (own * self.util_of(in_use))
 
     def attention_fraction(self, library: str) -> float:
         """Achieved fraction of the peak in the products of a library's attention kernels."""

@@ -235,14 +235,15 @@ def _in_switches(kind: str, message_bytes: float, group: Group) -> CollectiveCos
     elif intra > 1:
         time = _transfer(within, own, group.intra_bandwidth, group.intra_protocol)
         latency += 2 * (intra - 1) * group.intra_latency
+    between = 0.0
     if _reduces(inter, group.inter_protocol):
         across = message_bytes / intra * (1 + 1 / inter)
-        time = max(time, across / group.inter_protocol.reduction_bandwidth)
+        between = across / group.inter_protocol.reduction_bandwidth
         latency += group.inter_protocol.reduction_latency
     elif inter > 1:
-        time = max(time, _transfer(across, own, group.inter_bandwidth, group.inter_protocol))
+        between = _transfer(across, own, group.inter_bandwidth, group.inter_protocol)
         latency += 2 * _doublings(inter) * group.inter_latency
-    return CollectiveCost(latency + time, within, across)
+    return CollectiveCost(latency + _both(kind, time, between, group), within, across)
 
 
 _ALGORITHMS = {
@@ -288,10 +289,15 @@ def _pipelined(
         time = _transfer(within, own, group.intra_bandwidth, group.intra_protocol)
     if across:
         link = group.inter_protocol
-        between = _transfer(across, own, group.inter_bandwidth, link, parts)
-        in_turns = link.in_turns and kind == "all_reduce"
-        time = time + between if in_turns else max(time, between)
+        time = _both(kind, time, _transfer(across, own, group.inter_bandwidth, link, parts), group)
     return CollectiveCost(latency + time, within, across)
+
+
+def _both(kind: str, within: float, between: float, group: Group) -> float:
+    """Seconds of the transfers within and between nodes, at once or in turns."""
+    if group.inter_protocol.in_turns and kind == "all_reduce":
+        return within + between
+    return max(within, between)
 
 
 def _transfer(

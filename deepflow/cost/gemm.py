@@ -30,14 +30,15 @@ except for the step-wise reuse in register traffic.
 The search is exhaustive, but most of it is done on paper. No traffic grows with a tile size,
 so only tiles that cannot grow within their level matter. With k innermost, k1 changes nothing,
 and L1 and L2 bytes are both least where A gn1 + B gm1 is. With m (n) innermost, m2 (n2) only
-has to hold the L1 tile. What is left are tables of two or three tile sizes.
+has to hold the L1 tile. What is left are tables of two or three tile sizes, one of each for
+every shape that is searched at the same time: ``gemm_costs`` takes many as fast as a few.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from functools import lru_cache, reduce
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -48,9 +49,9 @@ from deepflow.hardware.accelerator import Accelerator, RooflineLimits
 from deepflow.record import record
 
 Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
 Count = TypeVar("Count", float, Floats)
 Tile = tuple[int, int, int]
+Shape = tuple[int, int, int, int]  # m, k, n, products in one kernel
 
 # Blocks of C that GPU libraries offer (rows, columns) and the part of the largest block's rate
 # that each reaches: a smaller block loads more operands per FLOP, and in the end it is bound by
@@ -74,6 +75,9 @@ PARTIAL_SUM_BYTES = 4
 
 # Shapes remembered over all devices of a process: about 50 MB when full.
 REMEMBERED_SHAPES = 2**15
+
+# Shapes searched at the same time, so that their tables stay in the cache of a core.
+SEARCHED_TOGETHER = 32
 
 
 class ElementBytes(NamedTuple):
@@ -129,20 +133,48 @@ def gemm_cost(
         InfeasiblePoint: the device has no throughput somewhere, or an L1 or L2 memory that
             cannot hold one element of each matrix.
     """
-    sizes = precision if isinstance(precision, tuple) else ElementBytes(*3 * (precision,))
-    limits = accelerator.roofline_limits
-    if rate != 1:
-        limits = limits._replace(usable_flops=rate * limits.usable_flops)
-    return _search(limits, m, k, n, sizes, batch)
+    shape = (m, k, n, batch)
+    remembered = _remembered.get((*_searched_for(accelerator, precision, rate), shape))
+    return remembered or gemm_costs(accelerator, [shape], precision, rate)[0]
 
 
 def gemm_costs(
     accelerator: Accelerator,
-    shapes: Iterable[tuple[int, int, int]],
+    shapes: Iterable[tuple[int, int, int] | Shape],
     precision: float | ElementBytes,
+    rate: float = 1.0,
 ) -> list[GemmCost]:
-    """``gemm_cost`` of every (m, k, n) in ``shapes``, in their order."""
-    return [gemm_cost(accelerator, m, k, n, precision) for m, k, n in shapes]
+    """``gemm_cost`` of every (m, k, n) or (m, k, n, batch) in ``shapes``, in their order.
+
+    New shapes are searched together, which takes a few times less than one by one.
+    """
+    limits, sizes = _searched_for(accelerator, precision, rate)
+    keys = [(limits, sizes, shape if len(shape) == 4 else (*shape, 1)) for shape in shapes]
+    found = {key: _remembered[key] for key in keys if key in _remembered}
+    new = [key for key in dict.fromkeys(keys) if key not in found]
+    for first in range(0, len(new), SEARCHED_TOGETHER):
+        searched = new[first : first + SEARCHED_TOGETHER]
+        costs = _search(limits, sizes, [shape for _, _, shape in searched])
+        found.update(zip(searched, costs, strict=True))
+    if new:
+        if len(_remembered) + len(new) > REMEMBERED_SHAPES:
+            _remembered.clear()
+        _remembered.update((key, found[key]) for key in new)
+    return [found[key] for key in keys]
+
+
+_remembered: dict[tuple[RooflineLimits, ElementBytes, Shape], GemmCost] = {}
+
+
+def _searched_for(
+    accelerator: Accelerator, precision: float | ElementBytes, rate: float
+) -> tuple[RooflineLimits, ElementBytes]:
+    limits = accelerator.roofline_limits
+    if rate != 1:
+        limits = limits._replace(usable_flops=rate * limits.usable_flops)
+    if isinstance(precision, tuple):
+        return limits, precision
+    return limits, ElementBytes(precision, precision, precision)
 
 
 def gemm_flops(m: int, k: int, n: int) -> float:
@@ -230,7 +262,7 @@ def _one_kernel(kernel: LibraryKernel, dram_seconds: Count) -> Count:
     return seconds + adding_up
 
 
-def l2_bytes(order: str, a: float, b: float, c: float, m1: Count, k1: Count, n1: Count) -> Count:
+def l2_bytes(order: str, a: Count, b: Count, c: Count, m1: Count, k1: Count, n1: Count) -> Count:
     """L2 traffic with m1, k1, n1 L1 tiles along the dimensions."""
     match order:
         case "k":
@@ -242,7 +274,7 @@ def l2_bytes(order: str, a: float, b: float, c: float, m1: Count, k1: Count, n1:
 
 
 def dram_bytes(
-    order: str, a: float, b: float, c: float, m2: Count, k2: Count, n2: Count, *, spills: bool
+    order: str, a: Count, b: Count, c: Count, m2: Count, k2: Count, n2: Count, *, spills: bool
 ) -> Count:
     """DRAM traffic with m2, k2, n2 L2 tiles along the dimensions.
 
@@ -258,56 +290,62 @@ def dram_bytes(
             return a + b * m2 + c * writes
 
 
-class _Dimension(NamedTuple):
-    """Tile sizes along one dimension, ascending, and how many tiles of each size cover it.
-
-    ``counts`` ends with infinity, which is what index -1 ("none fits") finds.
-    """
-
-    sizes: Floats
-    counts: Floats
-
-
-class _Problem(NamedTuple):
-    """One shape on one device, as the search for the best tiling needs it.
+class _Product(NamedTuple):
+    """One shape on one device: what does not depend on the tiling.
 
     Capacities hold one product of a batch at a time, and all take the same tiling. So it is
-    found for one product, ``limits`` being its share of the bandwidth; times are those of the
-    whole batch. ``a``, ``b``, ``c`` are bytes of the matrices of one product. ``l1_k[i, j]`` is
-    the index of the largest size along k that fits L1 beside the i-th size along m and the j-th
-    along n, ``l2_k`` the same for L2; -1 where none does.
+    found for one product, ``bandwidths`` being its share; times are those of the whole batch.
+    ``a``, ``b``, ``c`` are bytes of the matrices of one product.
     """
 
-    limits: RooflineLimits
-    register_bytes: float
-    compute_time: float  # s, with all else infinitely fast
-    floor_time: float  # s, of what no tiling changes: registers, and compute without waves
-    least_time: float  # s, with every matrix moved to or from DRAM once
-    kernels: tuple[LibraryKernel, ...]  # none without waves
+    m: int
+    k: int
+    n: int
+    batch: int
     a: float
     b: float
     c: float
-    spills: bool
-    l1_elements: int
-    l2_elements: int
-    m: _Dimension
-    k: _Dimension
-    n: _Dimension
-    l1_k: Indices
-    l2_k: Indices
+    bandwidths: tuple[float, float, float, float]
+    register_bytes: float
+    compute_time: float  # s, with all else infinitely fast
+    floor_time: float  # s, of what no tiling changes: registers, and compute without waves
+    least_dram_time: float  # s, with every matrix moved once
+    kernels: tuple[LibraryKernel, ...]  # none without waves
 
-    def beside_dram(self, dram: Count) -> Count:
-        """Seconds of DRAM traffic of ``dram`` bytes for each product, and all work beside it."""
-        limits = self.limits
-        seconds = dram / limits.bandwidths[3] + limits.latencies[3]
-        if self.kernels:
-            seconds = kernel_seconds(self.kernels, seconds)
-        longer: Count = np.maximum(seconds, self.floor_time)
-        return longer
+
+class _Problems(NamedTuple):
+    """Products in an array: the first axis of every field, which has three more of length one.
+
+    These are for the sizes of L1 tiles along m, of L1 tiles along n and of L2 tiles along n, so
+    that sizes and tables broadcast. Bandwidths as in ``_Product``. ``spills`` is 1 where the
+    matrices do not fit L2 together and 0 elsewhere. ``kernels``, another axis before the first:
+    arithmetic and adding up of one kernel, then of the next.
+    """
+
+    m: Floats
+    k: Floats
+    n: Floats
+    a: Floats
+    b: Floats
+    c: Floats
+    l1_bandwidth: Floats
+    l2_bandwidth: Floats
+    dram_bandwidth: Floats
+    floor_time: Floats
+    least_time: Floats  # s, of any tiling
+    spills: Floats
+    kernels: Floats
+
+
+class _Capacity(NamedTuple):
+    """Elements per tile of L1 and L2."""
+
+    l1: int
+    l2: int
 
 
 class _Choice(NamedTuple):
-    """A tiling as indices (m, k, n) of tile sizes, and what it is judged by."""
+    """A tiling, tiles as (m, k, n) elements, and what it is judged by."""
 
     time: float
     traffic: float  # square of hypot(DRAM bytes, L2 bytes)
@@ -320,31 +358,41 @@ class _Choice(NamedTuple):
         return self.time, self.traffic
 
 
+_POWERS = 2.0 ** np.arange(64)
 # As table [i, j], infinite where the i-th size (of an L1 tile) is above the j-th (of its L2 tile).
 _LARGER = np.where(np.tri(64, k=-1) > 0, math.inf, 0.0)
-_FREE = np.zeros((1, 1))
+# The bits of a 64-bit float that hold its exponent: alone they are the power of two below it.
+_EXPONENT = np.int64(0x7FF0000000000000)
+# m and n, a and b change places.
+_TRANSPOSED = [2, 1, 0, 4, 3]
 
 
-@lru_cache(maxsize=REMEMBERED_SHAPES)
-def _search(
-    limits: RooflineLimits, m: int, k: int, n: int, sizes: ElementBytes, batch: int
-) -> GemmCost:
-    problem = _problem(limits, m, k, n, sizes, batch)
-    best = _outputs_stay(problem)
-    if _weights_stay_bound(problem) < best.key:
-        best = min(best, _weights_stay(problem), key=lambda choice: choice.key)
+def _search(limits: RooflineLimits, sizes: ElementBytes, shapes: Sequence[Shape]) -> list[GemmCost]:
+    capacity = _capacity(limits, sizes)
+    products = [_product(limits, sizes, shape) for shape in shapes]
+    rows = _rows(limits, products)
+    problems = _problems(rows)
+    choices = _outputs_stay(limits, capacity, problems)
     # C^T = B^T A^T turns activations that stay into weights that stay.
-    mirror = _transposed(problem)
-    if _weights_stay_bound(mirror) < best.key:
-        found = _weights_stay(mirror)
-        found = found._replace(order="n", l2=found.l2[::-1], l1=found.l1[::-1])
-        best = min(best, found, key=lambda choice: choice.key)
-    return _cost(problem, best, gemm_flops(m, k, n), batch)
+    mirrored = rows.copy()
+    mirrored[: len(_TRANSPOSED)] = rows[_TRANSPOSED]
+    rows = np.concatenate((rows, mirrored), axis=1)
+    bounds = _weights_stay_bounds(limits, capacity, _problems(rows))
+    count = len(products)
+    promising = [index for index, key in enumerate(bounds) if key < choices[index % count].key]
+    if promising:
+        found = _weights_stay(limits, capacity, _problems(rows[:, promising]))
+        for index, choice in zip(promising, found, strict=True):
+            if index >= count:
+                choice = choice._replace(order="n", l2=choice.l2[::-1], l1=choice.l1[::-1])
+            # Of equal ones the first.
+            choices[index % count] = min(
+                choices[index % count], choice, key=lambda choice: choice.key
+            )
+    return [_cost(limits, *each) for each in zip(products, choices, strict=True)]
 
 
-def _problem(
-    limits: RooflineLimits, m: int, k: int, n: int, sizes: ElementBytes, batch: int
-) -> _Problem:
+def _capacity(limits: RooflineLimits, sizes: ElementBytes) -> _Capacity:
     elements = []
     for size, name in (
         (limits.l1_bytes_per_tile, limits.level_names[1]),
@@ -356,198 +404,277 @@ def _problem(
                 f"memory level {name} has {size:g} bytes per tile, too few for one element"
                 f" ({sizes.a} bytes) of each matrix"
             )
-    l1_elements, l2_elements = elements
+    return _Capacity(*elements)
+
+
+def _product(limits: RooflineLimits, sizes: ElementBytes, shape: Shape) -> _Product:
+    m, k, n, batch = shape
     a, b, c = float(sizes.a * m * k), float(sizes.b * k * n), float(sizes.c * m * n)
     l0, l1, l2, l3 = limits.bandwidths
     registers = register_bytes(limits, m, k, n, sizes.a)
     floor_time = batch * registers / l0 + limits.latencies[0]
-    least_time = batch * (a + b + c) / l3 + limits.latencies[3]
     kernels: tuple[LibraryKernel, ...] = ()
     if limits.whole_waves:
         kernels = library_kernels(limits, m, k, n, batch * c, batch)
         compute_time = min([item.arithmetic + item.adding_up for item in kernels])
-        kernels, least_time = _worth_having(kernels, least_time)
     else:
         written = batch * c / l3 * limits.exposed_epilogue
         compute_time = batch * gemm_flops(m, k, n) / limits.usable_flops + written
         floor_time = max(floor_time, compute_time)
-    limits = limits._replace(bandwidths=(l0 / batch, l1 / batch, l2 / batch, l3 / batch))
-    along_m, along_k, along_n = _dimension(m), _dimension(k), _dimension(n)
-    rows = along_m.sizes[:, None]
-    faces, edges = rows * along_n.sizes, rows + along_n.sizes
-    return _Problem(
-        limits,
-        registers,
-        compute_time,
-        floor_time,
-        max(floor_time, least_time),
-        kernels,
+    return _Product(
+        m,
+        k,
+        n,
+        batch,
         a,
         b,
         c,
-        a + b + c > limits.l2_bytes_per_tile,
-        l1_elements,
-        l2_elements,
-        along_m,
-        along_k,
-        along_n,
-        along_k.sizes.searchsorted((l1_elements - faces) / edges, "right") - 1,
-        along_k.sizes.searchsorted((l2_elements - faces) / edges, "right") - 1,
+        (l0 / batch, l1 / batch, l2 / batch, l3 / batch),
+        registers,
+        compute_time,
+        floor_time,
+        batch * (a + b + c) / l3 + limits.latencies[3],
+        kernels,
     )
+
+
+def _rows(limits: RooflineLimits, products: Sequence[_Product]) -> Floats:
+    """The fields of ``_Problems``, one after the other along the first axis."""
+    rows = np.array(
+        [
+            (
+                item.m,
+                item.k,
+                item.n,
+                item.a,
+                item.b,
+                item.c,
+                *item.bandwidths[1:],
+                item.floor_time,
+                item.least_dram_time,
+                item.a + item.b + item.c > limits.l2_bytes_per_tile,
+            )
+            for item in products
+        ],
+        dtype=np.float64,
+    ).T
+    least_time = rows[10]
+    if limits.whole_waves:
+        kernels, least_time[:] = _worth_having([item.kernels for item in products], least_time)
+        rows = np.concatenate((rows, kernels))
+    rows[10] = np.maximum(rows[9], rows[10])
+    return rows[:, :, None, None, None]
+
+
+def _problems(rows: Floats) -> _Problems:
+    return _Problems._make((*rows[:12], rows[12:]))
 
 
 def _worth_having(
-    kernels: tuple[LibraryKernel, ...], dram_seconds: float
-) -> tuple[tuple[LibraryKernel, ...], float]:
+    kernels: Sequence[tuple[LibraryKernel, ...]], dram_seconds: Floats
+) -> tuple[Floats, Floats]:
     """Those that can be the fastest when DRAM needs at least ``dram_seconds``; their time then.
 
-    The longer DRAM takes, the less a kernel with shorter arithmetic saves by it.
+    The longer DRAM takes, the less a kernel with shorter arithmetic saves by it. Kernels as in
+    ``_Problems``; where a product has fewer than others, one with infinite arithmetic.
     """
-    kept, shortest = [], math.inf
-    for item in kernels:
-        seconds = float(_one_kernel(item, dram_seconds))
-        if seconds < shortest:
-            shortest = seconds
-            kept.append(item)
-    return tuple(kept), shortest
+    most = max(map(len, kernels))
+    none = (LibraryKernel(math.inf, 0.0),) * most
+    padded = np.array([(each + none)[:most] for each in kernels])
+    busy, adding_up = padded.transpose(2, 1, 0)
+    seconds = _one_kernel(LibraryKernel(busy, adding_up), dram_seconds)
+    shortest = np.minimum.accumulate(seconds)
+    busy[1:][seconds[1:] >= shortest[:-1]] = math.inf
+    used = np.isfinite(busy).any(axis=1)
+    return np.stack((busy[used], adding_up[used]), axis=1).reshape(-1, len(kernels)), shortest[-1]
 
 
-def _transposed(problem: _Problem) -> _Problem:
-    return problem._replace(
-        a=problem.b,
-        b=problem.a,
-        m=problem.n,
-        n=problem.m,
-        l1_k=problem.l1_k.T,
-        l2_k=problem.l2_k.T,
-    )
+def _sizes(size: Floats, axis: int) -> Floats:
+    """Sizes of tiles of each product along an axis: powers of two, then ``size`` itself.
+
+    It stands there more than once where other products are larger; the first place counts.
+    """
+    powers = _POWERS[: int(size.max() - 1).bit_length() + 1]
+    sizes: Floats = np.minimum(powers.reshape(-1, *[1] * (3 - axis)), size)
+    return sizes
 
 
-@lru_cache(maxsize=4096)
-def _dimension(size: int) -> _Dimension:
-    """The powers of two below ``size``, and ``size`` itself."""
-    sizes = np.array([*(2.0**power for power in range((size - 1).bit_length())), float(size)])
-    return _Dimension(sizes, np.append(np.ceil(size / sizes), math.inf))
+def _tiles(size: Floats, room: Floats) -> Floats:
+    """How many tiles of the largest size that ``room`` allows cover ``size``; infinite if none."""
+    room = np.maximum(room, 0.5)
+    tile = (room.view(np.int64) & _EXPONENT).view(np.float64)
+    tile = np.where(room >= size, size, tile)
+    return np.where(room < 1, math.inf, np.ceil(size / tile))
 
 
-def _outputs_stay(problem: _Problem) -> _Choice:
-    """The best tiling with k innermost, over all (m2, n2).
+def _outputs_stay(
+    limits: RooflineLimits, capacity: _Capacity, problems: _Problems
+) -> list[_Choice]:
+    """The best tilings with k innermost, over all (m2, n2).
 
     L1 and L2 bytes both grow with ``operands`` = A gn1 + B gm1, which is least for the largest
     n1 beside m1 and k1 = 1; k2 is as large as fits.
     """
-    a, b, c, m, n = problem.a, problem.b, problem.c, problem.m, problem.n
-    widest = n.sizes.searchsorted((problem.l1_elements - m.sizes) / (m.sizes + 1), "right") - 1
+    m, k, n, a, b, c = problems[:6]
+    rows, columns = _sizes(m, 1), _sizes(n, 3)
+    tiles_m, tiles_n = np.ceil(m / rows), np.ceil(n / columns)
+    widest = _tiles(n, (capacity.l1 - rows) / (rows + 1))
     # The smaller of two sizes makes the larger of two counts.
-    tiles_n = np.maximum(n.counts.take(widest)[:, None], n.counts[:-1])
-    operands = a * tiles_n + b * m.counts[:-1, None]
-    least = np.minimum.accumulate(operands)  # over m1 <= m2
-    tiles_k = problem.k.counts.take(problem.l2_k)
-    dram = dram_bytes(
-        "k", a, b, c, m.counts[:-1, None], tiles_k, n.counts[:-1], spills=problem.spills
-    )
-    time, traffic, (i, j) = _least(problem, least + c * tiles_k, least + 2 * c, dram, _FREE)
-    m1 = int(operands[: i + 1, j].argmin())
-    n1 = min(int(widest[m1]), j)
-    k2 = int(problem.l2_k[i, j])
-    k1 = min(int(problem.l1_k[m1, n1]), k2)
-    return _Choice(time, traffic, "k", (i, k2, j), (m1, k1, n1))
+    operands = a * np.maximum(widest, tiles_n) + b * tiles_m
+    least = np.minimum.accumulate(operands, axis=1)  # over m1 <= m2
+    tiles_k = _tiles(k, (capacity.l2 - rows * columns) / (rows + columns))
+    dram = dram_bytes("k", a, b, c, tiles_m, tiles_k, tiles_n, spills=False)
+    found = _least(limits, problems, least + c * tiles_k, least + 2 * c, dram, None)
+    choices = []
+    for index, (time, traffic, (i, _, j)) in enumerate(found):
+        size_m, size_k, size_n = (int(x[index, 0, 0, 0]) for x in (m, k, n))
+        m2, n2 = _size(size_m, i), _size(size_n, j)
+        m1 = _size(size_m, int(operands[index, : i + 1, 0, j].argmin()))
+        n1 = min(_largest(size_n, (capacity.l1 - m1) / (m1 + 1)), n2)
+        k2 = _largest(size_k, (capacity.l2 - m2 * n2) / (m2 + n2))
+        k1 = min(_largest(size_k, (capacity.l1 - m1 * n1) / (m1 + n1)), k2)
+        choices.append(_Choice(time, traffic, "k", (m2, k2, n2), (m1, k1, n1)))
+    return choices
 
 
-def _weights_stay_bound(problem: _Problem) -> tuple[float, float]:
+def _weights_stay_bounds(
+    limits: RooflineLimits, capacity: _Capacity, problems: _Problems
+) -> list[tuple[float, float]]:
     """No tiling with m innermost has a smaller key than this.
 
     L2 bytes are least with m1 = 1, which leaves the most room; DRAM moves a matrix at least
     once.
     """
-    sizes = problem.n.sizes
-    l1_k = problem.k.sizes.searchsorted((problem.l1_elements - sizes) / (sizes + 1), "right") - 1
-    tiles_n, tiles_k = problem.n.counts[:-1], problem.k.counts.take(l1_k)
-    l2 = float(l2_bytes("m", problem.a, problem.b, problem.c, tiles_n, tiles_k, tiles_n).min())
-    dram = problem.a + problem.b + problem.c
-    limits = problem.limits
-    time = max(problem.least_time, l2 / limits.bandwidths[2] + limits.latencies[2])
-    return time, dram * dram + l2 * l2
+    k, n, a, b, c = problems[1:6]
+    columns = _sizes(n, 3)
+    tiles_k = _tiles(k, (capacity.l1 - columns) / (columns + 1))
+    tiles_n = np.ceil(n / columns)
+    least = l2_bytes("m", a, b, c, tiles_n, tiles_k, tiles_n).min(axis=3, keepdims=True)
+    dram = a + b + c
+    time = np.maximum(problems.least_time, least / problems.l2_bandwidth + limits.latencies[2])
+    return list(zip(time.flat, (dram * dram + least * least).flat, strict=True))
 
 
-def _weights_stay(problem: _Problem) -> _Choice:
-    """The best tiling with m innermost, over all (m1, n1, n2).
+def _weights_stay(
+    limits: RooflineLimits, capacity: _Capacity, problems: _Problems
+) -> list[_Choice]:
+    """The best tilings with m innermost, over all (m1, n1, n2).
 
     m2 only has to hold m1, so it is m1 while k2, and then k1, are made as large as fits.
     """
-    a, b, c, m, k, n = problem.a, problem.b, problem.c, problem.m, problem.k, problem.n
-    columns = n.sizes.size
-    tiles_m, tiles_n = m.counts[:-1, None], n.counts[:-1]
-    tiles_k = k.counts.take(problem.l2_k)
+    m, k, n, a, b, c = problems[:6]
+    rows, l1_columns, l2_columns = _sizes(m, 1), _sizes(n, 2), _sizes(n, 3)
+    tiles_m, l1_tiles_n, l2_tiles_n = (
+        np.ceil(m / rows),
+        np.ceil(n / l1_columns),
+        np.ceil(n / l2_columns),
+    )
+    tiles_k = _tiles(k, (capacity.l2 - rows * l2_columns) / (rows + l2_columns))
+    l1_tiles_k = _tiles(k, (capacity.l1 - rows * l1_columns) / (rows + l1_columns))
     # The smaller of two sizes makes the larger of two counts.
-    l1_tiles_k = np.maximum(k.counts.take(problem.l1_k)[:, :, None], tiles_k[:, None, :])
-    l2 = l2_bytes("m", a, b, c, tiles_m, l1_tiles_k, tiles_n[:, None])
-    dram = dram_bytes("m", a, b, c, tiles_m, tiles_k, tiles_n, spills=problem.spills)
-    l1 = (a * tiles_n + b * tiles_m)[:, :, None] + (c * tiles_k)[:, None, :]
-    dram = np.broadcast_to(dram, tiles_k.shape)[:, None, :]
-    time, traffic, (m1, n1, n2) = _least(problem, l1, l2, dram, _LARGER[:columns, :columns])
-    k2 = int(problem.l2_k[m1, n2])
-    x, y = float(k.sizes[k2]), float(n.sizes[n2])
-    m2 = int(m.sizes.searchsorted((problem.l2_elements - x * y) / (x + y), "right")) - 1
-    k1 = min(int(problem.l1_k[m1, n1]), k2)
-    return _Choice(time, traffic, "m", (m2, k2, n2), (m1, k1, n1))
+    l2 = l2_bytes("m", a, b, c, tiles_m, np.maximum(l1_tiles_k, tiles_k), l1_tiles_n)
+    dram = np.where(
+        problems.spills,
+        dram_bytes("m", a, b, c, tiles_m, tiles_k, l2_tiles_n, spills=True),
+        dram_bytes("m", a, b, c, tiles_m, tiles_k, l2_tiles_n, spills=False),
+    )
+    l1 = a * l1_tiles_n + b * tiles_m + c * tiles_k
+    columns = l2_columns.shape[3]
+    found = _least(limits, problems, l1, l2, dram, _LARGER[:columns, :columns])
+    choices = []
+    for index, (time, traffic, (i, j1, j2)) in enumerate(found):
+        size_m, size_k, size_n = (int(x[index, 0, 0, 0]) for x in (m, k, n))
+        m1, n1, n2 = _size(size_m, i), _size(size_n, j1), _size(size_n, j2)
+        k2 = _largest(size_k, (capacity.l2 - m1 * n2) / (m1 + n2))
+        m2 = _largest(size_m, (capacity.l2 - k2 * n2) / (k2 + n2))
+        k1 = min(_largest(size_k, (capacity.l1 - m1 * n1) / (m1 + n1)), k2)
+        choices.append(_Choice(time, traffic, "m", (m2, k2, n2), (m1, k1, n1)))
+    return choices
 
 
 def _least(
-    problem: _Problem, l1: Floats, l2: Floats, dram: Floats, excluded: Floats
-) -> tuple[float, float, tuple[int, ...]]:
-    """(time, traffic, index) of the best entry of tables of bytes moved.
+    limits: RooflineLimits,
+    problems: _Problems,
+    l1: Floats,
+    l2: Floats,
+    dram: Floats,
+    excluded: Floats | None,
+) -> list[tuple[float, float, tuple[int, int, int]]]:
+    """Of each product (time, traffic, index) of the best entry of tables of bytes moved.
 
     ``dram`` and ``excluded`` (infinite where there is no such tiling) broadcast to the others.
     """
-    bandwidths, latencies = problem.limits.bandwidths, problem.limits.latencies
-    dram_time = problem.beside_dram(dram)
-    time = l1 / bandwidths[1]
+    latencies = limits.latencies
+    dram_time = dram / problems.dram_bandwidth
+    dram_time += latencies[3]
+    if len(problems.kernels):
+        kernels = zip(problems.kernels[::2], problems.kernels[1::2], strict=True)
+        dram_time = kernel_seconds([LibraryKernel(*each) for each in kernels], dram_time)
+    np.maximum(dram_time, problems.floor_time, out=dram_time)
+    time = l1 / problems.l1_bandwidth
     time += latencies[1]
-    l2_time = l2 / bandwidths[2]
+    l2_time = l2 / problems.l2_bandwidth
     l2_time += latencies[2]
     for other in (l2_time, dram_time, excluded):
-        np.maximum(time, other, out=time)
-    best = time.min()
+        if other is not None:
+            np.maximum(time, other, out=time)
+    best = time.min(axis=(1, 2, 3), keepdims=True)
     ties = np.unravel_index(np.flatnonzero(time == best), time.shape)
     traffic = np.broadcast_to(dram, time.shape)[ties] ** 2 + l2[ties] ** 2
-    first = traffic.argmin()
-    return float(best), float(traffic[first]), tuple(int(axis[first]) for axis in ties)
+    which, products = ties[0], np.arange(len(time))
+    lowest = np.minimum.reduceat(traffic, which.searchsorted(products))
+    lows = np.flatnonzero(traffic == lowest[which])
+    first = lows[which[lows].searchsorted(products)]
+    places = zip(*[axis[first].tolist() for axis in ties[1:]], strict=True)
+    return list(zip(best.ravel().tolist(), lowest.tolist(), places, strict=True))
 
 
-def _cost(problem: _Problem, choice: _Choice, flops: float, batch: int) -> GemmCost:
-    a, b, c, limits = problem.a, problem.b, problem.c, problem.limits
-    along = (problem.m, problem.k, problem.n)
-    m1, k1, n1 = (float(along[i].counts[choice.l1[i]]) for i in range(3))
-    m2, k2, n2 = (float(along[i].counts[choice.l2[i]]) for i in range(3))
+def _size(size: int, index: int) -> int:
+    """The tile size of this index, as in ``_sizes``."""
+    return min(1 << index, size)
+
+
+def _largest(size: int, room: float) -> int:
+    """The largest tile size that ``room`` allows; there is one."""
+    return size if room >= size else 1 << int(room).bit_length() - 1
+
+
+def _cost(limits: RooflineLimits, product: _Product, choice: _Choice) -> GemmCost:
+    m, k, n, batch, a, b, c = product[:7]
+    (m1, k1, n1), (m2, k2, n2) = choice.l1, choice.l2
+    tiles_k = math.ceil(k / k2)
     moved = (
-        problem.register_bytes,
-        l1_bytes(a, b, c, m1, n1, k2),
-        l2_bytes(choice.order, a, b, c, m1, k1, n1),
-        dram_bytes(choice.order, a, b, c, m2, k2, n2, spills=problem.spills),
+        product.register_bytes,
+        l1_bytes(a, b, c, math.ceil(m / m1), math.ceil(n / n1), tiles_k),
+        l2_bytes(choice.order, a, b, c, math.ceil(m / m1), math.ceil(k / k1), math.ceil(n / n1)),
+        dram_bytes(
+            choice.order,
+            a,
+            b,
+            c,
+            math.ceil(m / m2),
+            tiles_k,
+            math.ceil(n / n2),
+            spills=a + b + c > limits.l2_bytes_per_tile,
+        ),
     )
     t0, t1, t2, t3 = (
         amount / bandwidth + latency
         for amount, bandwidth, latency in zip(
-            moved, limits.bandwidths, limits.latencies, strict=True
+            moved, product.bandwidths, limits.latencies, strict=True
         )
     )
-    longest, bound = problem.compute_time, "compute"
+    longest, bound = product.compute_time, "compute"
     for level_time, name in zip((t0, t1, t2, t3), limits.level_names, strict=True):
         if level_time > longest:
             longest, bound = level_time, name
     return GemmCost(
         choice.time,
-        batch * flops,
+        batch * gemm_flops(m, k, n),
         (batch * moved[0], batch * moved[1], batch * moved[2], batch * moved[3]),
         (t0, t1, t2, t3),
-        _sizes(along, choice.l2),
-        _sizes(along, choice.l1),
+        choice.l2,
+        choice.l1,
         choice.order,
         bound,
     )
-
-
-def _sizes(along: tuple[_Dimension, _Dimension, _Dimension], tile: Tile) -> Tile:
-    m, k, n = (int(along[i].sizes[tile[i]]) for i in range(3))
-    return m, k, n

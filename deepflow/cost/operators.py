@@ -7,14 +7,14 @@ kernel pays the launch overhead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from operator import attrgetter
+from operator import add, attrgetter
 
 from deepflow.config.hardware import SoftwareParameters
 from deepflow.cost.attention import attention_cost, attention_limits
 from deepflow.cost.collectives import COPIES_OWN_PART, collective_cost
-from deepflow.cost.gemm import ElementBytes, GemmCost, gemm_cost
+from deepflow.cost.gemm import ElementBytes, GemmCost, gemm_cost, gemm_costs
 from deepflow.cost.grouped_gemm import grouped_gemm_cost
 from deepflow.cost.roofline import roofline_time
 from deepflow.hardware import Hardware
@@ -84,10 +84,10 @@ class Cost:
         return self + Cost(launch=lag) if lag > 0 else self
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, name) + getattr(other, name) for name in COST_FIELDS))
+        return Cost(*map(add, _AMOUNTS(self), _AMOUNTS(other)))
 
     def __mul__(self, times: float) -> Cost:
-        return Cost(*(getattr(self, name) * times for name in COST_FIELDS))
+        return Cost(*[amount * times for amount in _AMOUNTS(self)])
 
 
 COST_FIELDS = tuple(item.name for item in fields(Cost))
@@ -139,13 +139,13 @@ def operator_cost(
     accelerator = hardware.accelerator
     match operator:
         case Gemm():
-            sizes, rate = _formats(hardware) if operator.weight else (software.precision, 1.0)
+            sizes, rate = _formats(hardware, operator.weight)
             found = gemm_cost(
                 accelerator, operator.m, operator.k, operator.n, sizes, operator.batch, rate
             )
             return _gemm_cost(operator, found, launch)
         case GroupedGemm():
-            sizes, rate = _formats(hardware)
+            sizes, rate = _formats(hardware, weight=True)
             grouped = grouped_gemm_cost(
                 accelerator,
                 operator.rows,
@@ -206,16 +206,18 @@ def operator_cost(
             )
 
 
-def _formats(hardware: Hardware) -> tuple[float | ElementBytes, float]:
-    """Sizes of elements, and rate relative to that of the device's own type, with weights."""
+def _formats(hardware: Hardware, weight: bool) -> tuple[float | ElementBytes, float]:
+    """Sizes of elements, and rate relative to that of the device's own type.
+
+    ``weight``: of products with weights.
+    """
     software = hardware.config.sw_param
     narrow = software.matrix_dtype
-    if narrow is None:
+    if narrow is None or not weight:
         return software.precision, 1.0
-    rates = hardware.config.tech_param.core.precision_rates.supported
-    own = 1.0 if software.dtype is None else rates[software.dtype]
     size = software.operand_bytes
-    return ElementBytes(size, size, software.precision), rates[narrow] / own
+    rate = hardware.config.tech_param.core.usable_rate(narrow, software.dtype)
+    return ElementBytes(size, size, software.precision), rate
 
 
 def _gemm_cost(operator: Gemm, found: GemmCost, launch: float) -> OperatorCost:
@@ -233,7 +235,29 @@ def block_cost(
     block: Block, hardware: Hardware, groups: Mapping[str, Group]
 ) -> tuple[OperatorCost, ...]:
     """Costs of a block's operators, in order; ``total`` adds them up."""
-    return tuple(operator_cost(operator, hardware, groups) for operator in block.operators)
+    return block_costs([block], hardware, groups)[0]
+
+
+def block_costs(
+    blocks: Sequence[Block], hardware: Hardware, groups: Mapping[str, Group]
+) -> list[tuple[OperatorCost, ...]]:
+    """``block_cost`` of each block, quicker for many: new products are searched together.
+
+    Blocks may share operators, as a backward pass has those that it computes again.
+    """
+    operators = {id(operator): operator for block in blocks for operator in block.operators}
+    for weight in (True, False):
+        shapes = [
+            (operator.m, operator.k, operator.n, operator.batch)
+            for operator in operators.values()
+            if type(operator) is Gemm and operator.weight is weight
+        ]
+        if shapes:
+            gemm_costs(hardware.accelerator, shapes, *_formats(hardware, weight))
+    costs = {
+        key: operator_cost(operator, hardware, groups) for key, operator in operators.items()
+    }
+    return [tuple([costs[id(operator)] for operator in block.operators]) for block in blocks]
 
 
 def total(costs: Iterable[OperatorCost], software: SoftwareParameters | None = None) -> Cost:

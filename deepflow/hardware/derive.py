@@ -290,7 +290,7 @@ def _core(config: HardwareConfig) -> Core:
         operating_voltage=voltage,
         operating_frequency=clock,
         peak_flops=peak,
-        usable_flops=peak * technology.util,
+        usable_flops=peak * technology.util_of(config.sw_param.dtype),
         attention_flops=peak * technology.attention_fraction(config.sw_param.attention_library),
         energy_per_flop=_energy_per_flop(technology, voltage, rate),
         matrix_rows=technology.FMA_d1 if width is None else width,

@@ -279,7 +279,8 @@ def _layers_per_part(model: LlmModel, parts: int, balance: str) -> Sequence[int]
     layers = model.num_layers
     if parts > layers:
         raise InfeasiblePoint(
-            f"{parts} pipeline stages (virtual ones included) are more than model.num_layers {layers}"
+            f"{parts} pipeline stages, virtual ones included, are more than"
+            f" model.num_layers {layers}"
         )
     if parts == 1:
         return (layers,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from math import ceil
 
 from deepflow.config.model import LlmModel
@@ -109,7 +110,7 @@ class Segment:
     gather: Block
     gradient: Block
 
-    @property
+    @cached_property
     def parameters(self) -> Parameters:
         """On one device if nothing is sharded over the data group."""
         return segment_parameters(self.forward)

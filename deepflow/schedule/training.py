@@ -388,7 +388,9 @@ def _update(
     block = update_block(hardware, mapping, parameters)
     costs = block_cost(block, hardware, mapping.groups)
     software = hardware.config.sw_param
-    cost = total(costs, software)
+    # The host waits for the gradients before it goes through the tensors.
+    first = [isinstance(item.operator, Collective) for item in costs].index(False)
+    reduced, cost = total(costs[:first], software), total(costs[first:], software)
     each_tensor = software.host_time_per_tensor
     if mapping.asked.zero and mapping.gradient_ranks > 1:
         each_tensor += software.host_time_per_sharded_tensor
@@ -400,7 +402,7 @@ def _update(
     once = software.host_time_per_step
     for ranks in (mapping.num_devices, mapping.tensor * mapping.pipeline, mapping.data):
         once += software.check_time(ranks, min(ranks, per_node))
-    cost = cost.paced() + Cost(launch=once)
+    cost = reduced.paced() + cost.paced() + Cost(launch=once)
     if mapping.asked.offload != "none":
         own = parameters.count
         if mapping.asked.zero >= 1:

@@ -145,8 +145,7 @@ def _without_splits(accelerator: Accelerator) -> Accelerator:
 
 def _relative_rate(dtype: str, hardware: Hardware) -> float:
     """Relative to the type that the device runs."""
-    rates = hardware.config.tech_param.core.precision_rates.supported
-    if dtype not in rates:
+    technology = hardware.config.tech_param.core
+    if dtype not in technology.precision_rates.supported:
         raise DeepFlowError(f"the hardware file has no rate for {dtype} products")
-    in_use = hardware.config.sw_param.dtype
-    return rates[dtype] / (1.0 if in_use is None else rates[in_use])
+    return technology.usable_rate(dtype, hardware.config.sw_param.dtype)

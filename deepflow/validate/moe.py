@@ -248,11 +248,9 @@ def _kernel(
     """The kernel that ``library`` picks for ``rows`` of ``tokens`` over a rank's ``experts``."""
     technology = hardware.config.tech_param.core
     core = hardware.accelerator.core
-    rates = technology.precision_rates.supported
-    if form.dtype not in rates:
+    if form.dtype not in technology.precision_rates.supported:
         raise DeepFlowError(f"the hardware file has no rate for {form.dtype} products")
-    in_use = hardware.config.sw_param.dtype
-    rate = rates[form.dtype] / (1.0 if in_use is None else rates[in_use])
+    rate = technology.usable_rate(form.dtype, hardware.config.sw_param.dtype)
     conversions = None
     if form.converted:
         conversions = library.converted_per_cycle * core.num_bundles * core.operating_frequency

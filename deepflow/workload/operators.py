@@ -124,14 +124,6 @@ class Attention:
         features = self.head_dim * -(-self.passes // 2) + self.value_dim * (self.passes // 2)
         return 2.0 * self.batch * self.heads * self.scores * features
 
-    @property
-    def elements_moved(self) -> float:
-        """Elements read and written in device memory: Q, K, V, O and, backward, gradients."""
-        queries = self.batch * self.query_len * self.heads / self.shards
-        keys = self.batch * self.kv_len * self.kv_heads
-        once = (queries + keys) * (self.head_dim + self.value_dim)
-        return once if self.passes == FORWARD_PASSES else 2.0 * once + queries * self.value_dim
-
 
 @dataclass(frozen=True, slots=True)
 class Elementwise:
@@ -164,13 +156,13 @@ class Elementwise:
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """Communication over one parallel dimension (``group``: tensor, data, pipeline).
+    """Communication over one group: tensor, context, expert, data, expert_data or pipeline.
 
-    ``message_bytes`` is the full buffer: what all_reduce reduces, what all_gather ends up
-    with, what reduce_scatter starts from, what send transfers. ``gradient_kind`` is the
+    ``message_bytes`` is the full buffer: what all_reduce reduces, what all_gather ends up with,
+    what reduce_scatter starts from; of send and ring_exchange what one transfer moves; of
+    all_to_all what one rank sends out, its own part included. ``gradient_kind`` is the
     communication that the backward pass needs in its place. Either may be "none": a replicated
-    input costs nothing forward and an all_reduce backward. For all_to_all it is what one rank
-    sends out, its own part included.
+    input costs nothing forward and an all_reduce backward.
 
     ``beside``: how many of the operators that follow do not wait for it. It begins when the
     operator before it has ended, and runs on the group's link beside them. ``gradient_beside``:
