@@ -12,7 +12,11 @@ from deepflow.errors import DeepFlowError
 from deepflow.hardware import Hardware
 from deepflow.record import record
 from deepflow.schedule.training import StageResult, run_training
-from deepflow.workload.transformer import model_flops_per_token, parameter_count
+from deepflow.workload.transformer import (
+    active_parameter_count,
+    model_flops_per_token,
+    parameter_count,
+)
 
 ASTRA_REASON = "the astra backend is not part of this version"
 
@@ -115,6 +119,9 @@ class Prediction:
     num_microbatches: int | None = _column(int, "", "per pipeline and step")
     micro_batch_size: int | None = _column(int, "", "sequences per microbatch")
     parameters: float | None = _column(float, "", "parameters of the model")
+    active_parameters: float | None = _column(
+        float, "", "parameters that a token passes: of experts, those that it is sent to"
+    )
     bound: str | None = _column(
         str, "", "what limits it most: a class of time, or the GEMM's level"
     )
@@ -230,6 +237,7 @@ def _predict_training(hardware: Hardware, model: LlmModel) -> Prediction:
         num_microbatches=mapping.num_microbatches,
         micro_batch_size=mapping.micro_batch_size,
         parameters=parameter_count(model),
+        active_parameters=active_parameter_count(model),
         **_step_columns(
             hardware,
             run.time,

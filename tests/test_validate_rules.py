@@ -14,7 +14,7 @@ TRAIN = "tests/data/measured/train_a100_megatron.csv.gz"
 
 @pytest.fixture
 def project(tmp_path, repository):
-    for part in ("rules", "configs"):
+    for part in ("rules", "configs", "profiles"):
         shutil.copytree(repository / part, tmp_path / part)
     shutil.copy(repository / "Snakefile", tmp_path)
     (tmp_path / "tables").mkdir()

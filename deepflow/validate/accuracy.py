@@ -29,6 +29,12 @@ a folder of tables. `deepflow validate TABLE.csv` compares a table of your own;
 Errors are absolute, in per cent of the measured value, unless called a bias (predicted over
 measured, in the median). Of yes-or-no answers the error is the share of wrong ones. Parameters
 are one set per GPU and one per framework; nothing is fitted to single rows, models or sizes.
+
+What is known of a run counts as known: the links that its own nodes measured within themselves,
+where they were far from normal, and whether its communication library checked every call
+([configuration.md](configuration.md) has the columns). nanotron's overheads, the clock that the
+H100 keeps in training and the latency of the cloud network were chosen on the runs of
+`train_h100_ultrascale` that are given here; the files say so beside each value.
 """
 
 

@@ -283,7 +283,8 @@ def _software(row: Mapping[str, str]) -> tuple[str, ...]:
     In two thirds of the runs of the Ultra-Scale study every collective takes the host a time per
     rank, whatever its size, and in the others none. The study does not say why; checks of every
     call by torch.distributed, at its debug level DETAIL, work like that. Which of the two a run is
-    shows in the bandwidth of gathering 1 GiB within a node: two sharp values, 242 and 263 GB/s.
+    shows in the bandwidth of gathering 1 GiB within a node: two sharp values, 242 and 263 GB/s. Some
+    13 runs on nodes without copies between devices, at 42 GB/s, count with the former.
     """
     texts = (row.get("source", ""), row.get("variant", ""))
     gathered = row.get("ag_intra_GBps")
