@@ -41,10 +41,15 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A wrong command line raises SystemExit(2)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser(first=given[0] if given else "").parse_args(given)
+    parser = _parser(first=given[0] if given else "")
+    options, unknown = parser.parse_known_args(given)
+    if unknown and not getattr(options, "accepts_unknown_options", False):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = _show_warning
+        if unknown:
+            warnings.warn(f"without effect: {' '.join(unknown)}", stacklevel=1)
         try:
             options.run(options)
             sys.stdout.flush()
@@ -122,6 +127,24 @@ def _parser(first: str) -> _Parser:
         help="fail if a group's mean absolute error is larger, or nothing could be predicted",
     )
 
+    calibrate = _command(
+        commands, "calibrate", _calibrate, "fit parameters of a device to measured operators"
+    )
+    calibrate.add_argument(
+        "tables", metavar="TABLE.csv", nargs="+", help="operators or collectives, as for validate"
+    )
+    calibrate.add_argument("--hardware", metavar="FILE", required=True, help="hardware YAML")
+    target = calibrate.add_mutually_exclusive_group()
+    target.add_argument("--output", metavar="FILE", help="write the file with new values there")
+    target.add_argument("--in-place", action="store_true", help="write it over the file itself")
+    calibrate.add_argument(
+        "--parameters", metavar="NAMES", help="only these, such as core.util,DRAM.util"
+    )
+    calibrate.add_argument(
+        "--all-rows", action="store_true", help="take rows whatever machine they name"
+    )
+    calibrate.add_argument("--json", action="store_true", help="the result as JSON")
+
     accuracy = _command(
         commands, "accuracy", _accuracy, "write a page on the accuracy that validation found"
     )
@@ -152,6 +175,12 @@ def _parser(first: str) -> _Parser:
         add_config_command(commands)
     else:
         commands.add_parser("config", help="work on configuration files")
+    if first == "astra-sim":
+        from deepflow.astra.command import add_astra_sim_command
+
+        add_astra_sim_command(commands)
+    else:
+        commands.add_parser("astra-sim", help="simulate Chakra traces with ASTRA-sim's options")
     return parser
 
 
@@ -295,6 +324,7 @@ def _validate(options: argparse.Namespace) -> None:
         choices,
         ranking_text,
         read_table,
+        reasons_text,
         summarize,
         summary_text,
         validate_table,
@@ -322,7 +352,8 @@ def _validate(options: argparse.Namespace) -> None:
     if options.json:
         print(to_json([group.as_row() for group in groups]))
     else:
-        print("\n".join(filter(None, (summary_text(groups), ranking_text(choices(rows))))))
+        texts = (summary_text(groups), reasons_text(rows), ranking_text(choices(rows)))
+        print("\n".join(filter(None, texts)))
     if options.max_mape is not None:
         # A fault of the framework that made a group's numbers is none of the model.
         counted = [group.mean_absolute or 0.0 for group in groups if group.explicable]
@@ -333,6 +364,24 @@ def _validate(options: argparse.Namespace) -> None:
             )
         if not any(group.predicted for group in groups):
             raise DeepFlowError(f"{options.table}: no row could be predicted")
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from deepflow.calibrate import (
+        as_json,
+        calibrate,
+        parameter_paths,
+        report,
+        write_calibrated,
+    )
+    from deepflow.files import to_json
+
+    parameters = None if options.parameters is None else parameter_paths(options.parameters)
+    found = calibrate(options.tables, options.hardware, parameters, every_row=options.all_rows)
+    output = options.hardware if options.in_place else options.output
+    if output is not None:
+        write_calibrated(found, options.hardware, output)
+    print(to_json(as_json(found)) if options.json else report(found))
 
 
 def _accuracy(options: argparse.Namespace) -> None:

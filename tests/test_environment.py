@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 # Distributions whose import name is another one.
-DISTRIBUTION_OF_MODULE = {"yaml": "pyyaml"}
+DISTRIBUTION_OF_MODULE = {"google": "protobuf", "yaml": "pyyaml"}
 
 
 def requirements(lines: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepflow.cost.gemm import (
+    SEARCHED_TOGETHER,
     ElementBytes,
     dram_bytes,
     gemm_cost,
@@ -231,10 +232,34 @@ def test_chosen_tiling_is_legal_and_explains_the_numbers(
     assert decides[cost.bound] == cost.time
 
 
-def test_a_batch_is_the_same_as_one_by_one() -> None:
-    accelerator = reference_device("a100_80GB.yaml")
-    batch = [(4096, 4096, 4096), (1, 8192, 1024), (4096, 4096, 4096)]
-    assert gemm_costs(accelerator, batch, 2) == [gemm_cost(accelerator, *s, 2) for s in batch]
+def twin(accelerator: Accelerator) -> Accelerator:
+    """An equal device whose products are not remembered with those of the first."""
+    l0, l1, l2, l3 = accelerator.memory
+    return replace(accelerator, memory=(replace(l0, name="another"), l1, l2, l3))
+
+
+def assert_searched_alike(accelerator: Accelerator, batch: list[tuple[int, int, int]]) -> None:
+    together = gemm_costs(accelerator, batch, 2)
+    alone = [gemm_cost(twin(accelerator), *shape, 2) for shape in batch]
+    assert [replace(cost, bound="") for cost in together] == [
+        replace(cost, bound="") for cost in alone
+    ]
+
+
+@settings(max_examples=40)
+@given(devices, st.lists(shapes, min_size=2, max_size=6))
+def test_products_searched_together_are_the_same_as_one_by_one(
+    accelerator: Accelerator, batch: list[tuple[int, int, int]]
+) -> None:
+    assert_searched_alike(accelerator, batch)
+
+
+def test_many_products_of_all_sizes_searched_together() -> None:
+    sizes = (1, 3, 128, 1000, 4096, 50_257)
+    batch = list(itertools.product(sizes, sizes[::2], sizes[1::2]))
+    assert len(batch) > SEARCHED_TOGETHER
+    batch += batch[:2]
+    assert_searched_alike(load_hardware(A100).accelerator, batch)
 
 
 @settings(max_examples=60)

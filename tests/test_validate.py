@@ -17,6 +17,7 @@ from deepflow.validate import (
     choices,
     read_table,
     read_validated,
+    reasons_text,
     summarize,
     validate_table,
     write_table,
@@ -475,3 +476,20 @@ def test_every_mechanism_can_be_switched_off(ablation):
     before = [item.predicted for item in validate_table(concerned)]
     after = [item.predicted for item in validate_table(concerned, overrides=overrides)]
     assert None not in before and None not in after and before != after
+
+
+@pytest.mark.parametrize("measured", ["nan", "-3", "0", "", "inf"])
+def test_a_measurement_that_is_no_positive_number_is_no_measurement(measured):
+    for row in (TRAINING | {"measured_value": measured}, GEMM | {"latency_us": measured}):
+        result = one(row)
+        assert result.predicted is None and result.error_percent is None
+        assert "measured value" in result.not_predicted or "not a number" in result.not_predicted
+
+
+def test_a_short_row_and_an_unknown_machine_say_why_they_are_not_predicted(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("gpu,op,dtype,m,n,k,latency_us\nh100_sxm,gemm,bfloat16,4096\n")
+    rows = list(validate_table(read_table(table)))
+    assert "not a number" in rows[0].not_predicted
+    text = reasons_text([one(GEMM | {"gpu": "abacus", "latency_us": "3"})])
+    assert text.startswith("not predicted: 1 rows: ") and "abacus" in text

@@ -811,6 +811,34 @@ class AstraBackend:
         ),
     )
     collectives: CollectiveAlgorithms = option("algorithms", CollectiveAlgorithms())
+    simulator: str = option(
+        "what simulates: the embedded simulator, the user's ASTRA-sim, or the latter if there is"
+        " one",
+        "embedded",
+        choices=("embedded", "binary", "auto"),
+    )
+    binary: str | None = option(
+        "the congestion-unaware ASTRA-sim (default: $ASTRA_SIM_BINARY, then"
+        " AstraSim_Analytical_Congestion_Unaware along PATH)",
+        None,
+    )
+    binary_congestion_aware: str | None = option(
+        "the congestion-aware ASTRA-sim (default: $ASTRA_SIM_BINARY_CONGESTION_AWARE, then"
+        " AstraSim_Analytical_Congestion_Aware along PATH)",
+        None,
+    )
+    dataset_splits: int = option(
+        "chunks that a collective is cut into", 4, minimum=1, maximum=2**16
+    )
+    active_chunks: int = option(
+        "chunks under way at once in a dimension of the network", 1, minimum=1, maximum=2**16
+    )
+    timeout: float = option("longest run of the user's ASTRA-sim", 600.0, unit="s", above=0)
+    fallback: str = option(
+        "if the simulator gives no answer: predict with the analytical model, and say so, or fail",
+        "analytical",
+        choices=("analytical", "error"),
+    )
 
 
 @record(frozen=True)

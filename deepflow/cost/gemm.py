@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple, TypeVar
 
@@ -46,11 +47,12 @@ import numpy.typing as npt
 
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware.accelerator import Accelerator, RooflineLimits
-from deepflow.record import record
 
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 Count = TypeVar("Count", float, Floats)
 Tile = tuple[int, int, int]
+Sides = tuple[int, int, int]  # m, k, n
 Shape = tuple[int, int, int, int]  # m, k, n, products in one kernel
 
 # Blocks of C that GPU libraries offer (rows, columns) and the part of the largest block's rate
@@ -92,7 +94,7 @@ class ElementBytes(NamedTuple):
     c: float
 
 
-@record(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GemmCost:
     """Cost of a GEMM without kernel launch overhead.
 
@@ -109,6 +111,9 @@ class GemmCost:
     l1_tile: Tile
     order: str
     bound: str
+
+
+_remembered: dict[tuple[RooflineLimits, ElementBytes, Shape], GemmCost] = {}
 
 
 def gemm_cost(
@@ -140,7 +145,7 @@ def gemm_cost(
 
 def gemm_costs(
     accelerator: Accelerator,
-    shapes: Iterable[tuple[int, int, int] | Shape],
+    shapes: Iterable[Sides | Shape],
     precision: float | ElementBytes,
     rate: float = 1.0,
 ) -> list[GemmCost]:
@@ -150,20 +155,18 @@ def gemm_costs(
     """
     limits, sizes = _searched_for(accelerator, precision, rate)
     keys = [(limits, sizes, shape if len(shape) == 4 else (*shape, 1)) for shape in shapes]
-    found = {key: _remembered[key] for key in keys if key in _remembered}
+    found = {key: cost for key in keys if (cost := _remembered.get(key)) is not None}
     new = [key for key in dict.fromkeys(keys) if key not in found]
     for first in range(0, len(new), SEARCHED_TOGETHER):
         searched = new[first : first + SEARCHED_TOGETHER]
         costs = _search(limits, sizes, [shape for _, _, shape in searched])
         found.update(zip(searched, costs, strict=True))
     if new:
+        # To forget all at once is simple, and a full memory rare.
         if len(_remembered) + len(new) > REMEMBERED_SHAPES:
             _remembered.clear()
         _remembered.update((key, found[key]) for key in new)
     return [found[key] for key in keys]
-
-
-_remembered: dict[tuple[RooflineLimits, ElementBytes, Shape], GemmCost] = {}
 
 
 def _searched_for(
@@ -309,17 +312,17 @@ class _Product(NamedTuple):
     register_bytes: float
     compute_time: float  # s, with all else infinitely fast
     floor_time: float  # s, of what no tiling changes: registers, and compute without waves
-    least_dram_time: float  # s, with every matrix moved once
+    least_time: float  # s, with every matrix moved to or from DRAM once
     kernels: tuple[LibraryKernel, ...]  # none without waves
 
 
 class _Problems(NamedTuple):
-    """Products in an array: the first axis of every field, which has three more of length one.
+    """Products in arrays, along the first axis of every field.
 
-    These are for the sizes of L1 tiles along m, of L1 tiles along n and of L2 tiles along n, so
-    that sizes and tables broadcast. Bandwidths as in ``_Product``. ``spills`` is 1 where the
-    matrices do not fit L2 together and 0 elsewhere. ``kernels``, another axis before the first:
-    arithmetic and adding up of one kernel, then of the next.
+    Two more axes of length one are for sizes of tiles along m and n, so that all broadcasts.
+    Bandwidths as in ``_Product``. ``spills`` is 1 where the matrices do not fit L2 together and 0
+    elsewhere. ``kernels``, on another axis before the first: arithmetic and adding up of one
+    kernel, then of the next; where a product has fewer, those of one that never ends.
     """
 
     m: Floats
@@ -358,9 +361,9 @@ class _Choice(NamedTuple):
         return self.time, self.traffic
 
 
-_POWERS = 2.0 ** np.arange(64)
-# As table [i, j], infinite where the i-th size (of an L1 tile) is above the j-th (of its L2 tile).
-_LARGER = np.where(np.tri(64, k=-1) > 0, math.inf, 0.0)
+_POWERS = 2.0 ** np.arange(64, dtype=np.float64)
+# As table [i, j], infinite where the i-th size (of an L2 tile) is below the j-th (of an L1 tile).
+_SMALLER = np.where(np.tri(64) > 0, 0.0, math.inf)
 # The bits of a 64-bit float that hold its exponent: alone they are the power of two below it.
 _EXPONENT = np.int64(0x7FF0000000000000)
 # m and n, a and b change places.
@@ -371,24 +374,27 @@ def _search(limits: RooflineLimits, sizes: ElementBytes, shapes: Sequence[Shape]
     capacity = _capacity(limits, sizes)
     products = [_product(limits, sizes, shape) for shape in shapes]
     rows = _rows(limits, products)
-    problems = _problems(rows)
-    choices = _outputs_stay(limits, capacity, problems)
+    sides = [shape[:3] for shape in shapes]
+    choices = _outputs_stay(limits, capacity, _problems(rows), sides)
     # C^T = B^T A^T turns activations that stay into weights that stay.
     mirrored = rows.copy()
     mirrored[: len(_TRANSPOSED)] = rows[_TRANSPOSED]
     rows = np.concatenate((rows, mirrored), axis=1)
-    bounds = _weights_stay_bounds(limits, capacity, _problems(rows))
+    sides += [(n, k, m) for m, k, n in sides]
+    bounds = _weights_stay_bounds(limits, capacity, _problems(rows), sides)
     count = len(products)
     promising = [index for index, key in enumerate(bounds) if key < choices[index % count].key]
     if promising:
-        found = _weights_stay(limits, capacity, _problems(rows[:, promising]))
-        for index, choice in zip(promising, found, strict=True):
+        times = np.array([choices[index % count].time for index in promising])
+        problems = _problems(rows[:, promising])
+        sides = [sides[index] for index in promising]
+        for place, found in _weights_stay(limits, capacity, problems, sides, times):
+            index = promising[place]
             if index >= count:
-                choice = choice._replace(order="n", l2=choice.l2[::-1], l1=choice.l1[::-1])
+                found = found._replace(order="n", l2=found.l2[::-1], l1=found.l1[::-1])
             # Of equal ones the first.
-            choices[index % count] = min(
-                choices[index % count], choice, key=lambda choice: choice.key
-            )
+            if found.key < choices[index % count].key:
+                choices[index % count] = found
     return [_cost(limits, *each) for each in zip(products, choices, strict=True)]
 
 
@@ -413,10 +419,12 @@ def _product(limits: RooflineLimits, sizes: ElementBytes, shape: Shape) -> _Prod
     l0, l1, l2, l3 = limits.bandwidths
     registers = register_bytes(limits, m, k, n, sizes.a)
     floor_time = batch * registers / l0 + limits.latencies[0]
+    least_time = batch * (a + b + c) / l3 + limits.latencies[3]
     kernels: tuple[LibraryKernel, ...] = ()
     if limits.whole_waves:
         kernels = library_kernels(limits, m, k, n, batch * c, batch)
         compute_time = min([item.arithmetic + item.adding_up for item in kernels])
+        kernels, least_time = _worth_having(kernels, least_time)
     else:
         written = batch * c / l3 * limits.exposed_epilogue
         compute_time = batch * gemm_flops(m, k, n) / limits.usable_flops + written
@@ -433,37 +441,24 @@ def _product(limits: RooflineLimits, sizes: ElementBytes, shape: Shape) -> _Prod
         registers,
         compute_time,
         floor_time,
-        batch * (a + b + c) / l3 + limits.latencies[3],
+        max(floor_time, least_time),
         kernels,
     )
 
 
 def _rows(limits: RooflineLimits, products: Sequence[_Product]) -> Floats:
     """The fields of ``_Problems``, one after the other along the first axis."""
-    rows = np.array(
-        [
-            (
-                item.m,
-                item.k,
-                item.n,
-                item.a,
-                item.b,
-                item.c,
-                *item.bandwidths[1:],
-                item.floor_time,
-                item.least_dram_time,
-                item.a + item.b + item.c > limits.l2_bytes_per_tile,
-            )
-            for item in products
-        ],
-        dtype=np.float64,
-    ).T
-    least_time = rows[10]
-    if limits.whole_waves:
-        kernels, least_time[:] = _worth_having([item.kernels for item in products], least_time)
-        rows = np.concatenate((rows, kernels))
-    rows[10] = np.maximum(rows[9], rows[10])
-    return rows[:, :, None, None, None]
+    most = max([len(item.kernels) for item in products])
+    none = (LibraryKernel(math.inf, 0.0),) * most
+    # NumPy takes one list of numbers much faster than nested ones.
+    numbers: list[float] = []
+    for item in products:
+        numbers += (item.m, item.k, item.n, item.a, item.b, item.c)
+        numbers += (*item.bandwidths[1:], item.floor_time, item.least_time)
+        numbers.append(item.a + item.b + item.c > limits.l2_bytes_per_tile)
+        for kernel in (item.kernels + none)[:most]:
+            numbers += kernel
+    return np.array(numbers).reshape(len(products), -1).T[:, :, None, None]
 
 
 def _problems(rows: Floats) -> _Problems:
@@ -471,32 +466,28 @@ def _problems(rows: Floats) -> _Problems:
 
 
 def _worth_having(
-    kernels: Sequence[tuple[LibraryKernel, ...]], dram_seconds: Floats
-) -> tuple[Floats, Floats]:
+    kernels: tuple[LibraryKernel, ...], dram_seconds: float
+) -> tuple[tuple[LibraryKernel, ...], float]:
     """Those that can be the fastest when DRAM needs at least ``dram_seconds``; their time then.
 
-    The longer DRAM takes, the less a kernel with shorter arithmetic saves by it. Kernels as in
-    ``_Problems``; where a product has fewer than others, one with infinite arithmetic.
+    The longer DRAM takes, the less a kernel with shorter arithmetic saves by it.
     """
-    most = max(map(len, kernels))
-    none = (LibraryKernel(math.inf, 0.0),) * most
-    padded = np.array([(each + none)[:most] for each in kernels])
-    busy, adding_up = padded.transpose(2, 1, 0)
-    seconds = _one_kernel(LibraryKernel(busy, adding_up), dram_seconds)
-    shortest = np.minimum.accumulate(seconds)
-    busy[1:][seconds[1:] >= shortest[:-1]] = math.inf
-    used = np.isfinite(busy).any(axis=1)
-    return np.stack((busy[used], adding_up[used]), axis=1).reshape(-1, len(kernels)), shortest[-1]
+    kept, shortest = [], math.inf
+    for item in kernels:
+        seconds = float(_one_kernel(item, dram_seconds))
+        if seconds < shortest:
+            shortest = seconds
+            kept.append(item)
+    return tuple(kept), shortest
 
 
-def _sizes(size: Floats, axis: int) -> Floats:
-    """Sizes of tiles of each product along an axis: powers of two, then ``size`` itself.
+def _powers(sides: Sequence[Sides], axis: int) -> Floats:
+    """The powers of two that are below the longest of ``sides`` along an axis, and the next one.
 
-    It stands there more than once where other products are larger; the first place counts.
+    Clipped to a side they are sizes of tiles, with the side itself at the end: more than once
+    where others are longer, and then the first place counts.
     """
-    powers = _POWERS[: int(size.max() - 1).bit_length() + 1]
-    sizes: Floats = np.minimum(powers.reshape(-1, *[1] * (3 - axis)), size)
-    return sizes
+    return _POWERS[: (max([side[axis] for side in sides]) - 1).bit_length() + 1]
 
 
 def _tiles(size: Floats, room: Floats) -> Floats:
@@ -508,37 +499,53 @@ def _tiles(size: Floats, room: Floats) -> Floats:
 
 
 def _outputs_stay(
-    limits: RooflineLimits, capacity: _Capacity, problems: _Problems
+    limits: RooflineLimits,
+    capacity: _Capacity,
+    problems: _Problems,
+    sides: Sequence[Sides],
 ) -> list[_Choice]:
-    """The best tilings with k innermost, over all (m2, n2).
+    """The best tilings with k innermost, over all (m2, n2); ``sides``: (m, k, n) of each product.
 
     L1 and L2 bytes both grow with ``operands`` = A gn1 + B gm1, which is least for the largest
     n1 beside m1 and k1 = 1; k2 is as large as fits.
     """
     m, k, n, a, b, c = problems[:6]
-    rows, columns = _sizes(m, 1), _sizes(n, 3)
+    rows, columns = np.minimum(_powers(sides, 0)[:, None], m), np.minimum(_powers(sides, 2), n)
     tiles_m, tiles_n = np.ceil(m / rows), np.ceil(n / columns)
     widest = _tiles(n, (capacity.l1 - rows) / (rows + 1))
     # The smaller of two sizes makes the larger of two counts.
     operands = a * np.maximum(widest, tiles_n) + b * tiles_m
     least = np.minimum.accumulate(operands, axis=1)  # over m1 <= m2
     tiles_k = _tiles(k, (capacity.l2 - rows * columns) / (rows + columns))
+    l2 = least + 2 * c
     dram = dram_bytes("k", a, b, c, tiles_m, tiles_k, tiles_n, spills=False)
-    found = _least(limits, problems, least + c * tiles_k, least + 2 * c, dram, None)
+    time = (least + c * tiles_k) / problems.l1_bandwidth + limits.latencies[1]
+    np.maximum(time, l2 / problems.l2_bandwidth + limits.latencies[2], out=time)
+    np.maximum(time, _beside_dram(limits, problems, dram), out=time)
+    count, wide = len(time), time.shape[2]
+    time, l2, dram = (table.reshape(count, -1) for table in (time, l2, dram))
+    numbers, places = np.arange(count), np.zeros(count, dtype=np.intp)
+    seconds, traffic, place = _least(numbers, time, l2, dram, places, 1)
+    i, j = np.divmod(place, wide)
+    # The first m1 with the least operands.
+    i1 = (operands[numbers, :, j] == least[numbers, i, j][:, None]).argmax(axis=1)
     choices = []
-    for index, (time, traffic, (i, _, j)) in enumerate(found):
-        size_m, size_k, size_n = (int(x[index, 0, 0, 0]) for x in (m, k, n))
-        m2, n2 = _size(size_m, i), _size(size_n, j)
-        m1 = _size(size_m, int(operands[index, : i + 1, 0, j].argmin()))
+    for (size_m, size_k, size_n), time_of_all, moved, *indices in zip(
+        sides, *(x.tolist() for x in (seconds, traffic, i1, i, j)), strict=True
+    ):
+        m1, m2, n2 = map(_size, (size_m, size_m, size_n), indices)
         n1 = min(_largest(size_n, (capacity.l1 - m1) / (m1 + 1)), n2)
         k2 = _largest(size_k, (capacity.l2 - m2 * n2) / (m2 + n2))
         k1 = min(_largest(size_k, (capacity.l1 - m1 * n1) / (m1 + n1)), k2)
-        choices.append(_Choice(time, traffic, "k", (m2, k2, n2), (m1, k1, n1)))
+        choices.append(_Choice(time_of_all, moved, "k", (m2, k2, n2), (m1, k1, n1)))
     return choices
 
 
 def _weights_stay_bounds(
-    limits: RooflineLimits, capacity: _Capacity, problems: _Problems
+    limits: RooflineLimits,
+    capacity: _Capacity,
+    problems: _Problems,
+    sides: Sequence[Sides],
 ) -> list[tuple[float, float]]:
     """No tiling with m innermost has a smaller key than this.
 
@@ -546,91 +553,109 @@ def _weights_stay_bounds(
     once.
     """
     k, n, a, b, c = problems[1:6]
-    columns = _sizes(n, 3)
-    tiles_k = _tiles(k, (capacity.l1 - columns) / (columns + 1))
+    columns = np.minimum(_powers(sides, 2), n)
     tiles_n = np.ceil(n / columns)
-    least = l2_bytes("m", a, b, c, tiles_n, tiles_k, tiles_n).min(axis=3, keepdims=True)
+    tiles_k = _tiles(k, (capacity.l1 - columns) / (columns + 1))
+    least = l2_bytes("m", a, b, c, tiles_n, tiles_k, tiles_n).min(axis=2, keepdims=True)
     dram = a + b + c
     time = np.maximum(problems.least_time, least / problems.l2_bandwidth + limits.latencies[2])
     return list(zip(time.flat, (dram * dram + least * least).flat, strict=True))
 
 
 def _weights_stay(
-    limits: RooflineLimits, capacity: _Capacity, problems: _Problems
-) -> list[_Choice]:
-    """The best tilings with m innermost, over all (m1, n1, n2).
+    limits: RooflineLimits,
+    capacity: _Capacity,
+    problems: _Problems,
+    sides: Sequence[Sides],
+    in_seconds: Floats,
+) -> list[tuple[int, _Choice]]:
+    """The best tilings with m innermost, over all (m1, n1, n2), with the product's index.
 
-    m2 only has to hold m1, so it is m1 while k2, and then k1, are made as large as fits.
+    m2 only has to hold m1, so it is m1 while k2, and then k1, are made as large as fits. Pairs of
+    m1 and n2 whose DRAM traffic alone takes more than ``in_seconds`` are left out, and products
+    that have no others.
     """
-    m, k, n, a, b, c = problems[:6]
-    rows, l1_columns, l2_columns = _sizes(m, 1), _sizes(n, 2), _sizes(n, 3)
-    tiles_m, l1_tiles_n, l2_tiles_n = (
-        np.ceil(m / rows),
-        np.ceil(n / l1_columns),
-        np.ceil(n / l2_columns),
-    )
-    tiles_k = _tiles(k, (capacity.l2 - rows * l2_columns) / (rows + l2_columns))
-    l1_tiles_k = _tiles(k, (capacity.l1 - rows * l1_columns) / (rows + l1_columns))
-    # The smaller of two sizes makes the larger of two counts.
-    l2 = l2_bytes("m", a, b, c, tiles_m, np.maximum(l1_tiles_k, tiles_k), l1_tiles_n)
+    m, k, n, a, b, c, l1_bandwidth, l2_bandwidth = problems[:8]
+    rows, columns = np.minimum(_powers(sides, 0)[:, None], m), np.minimum(_powers(sides, 2), n)
+    tiles_m, tiles_n = np.ceil(m / rows), np.ceil(n / columns)
+    elements, edges = rows * columns, rows + columns
+    tiles_k = _tiles(k, (capacity.l2 - elements) / edges)
     dram = np.where(
         problems.spills,
-        dram_bytes("m", a, b, c, tiles_m, tiles_k, l2_tiles_n, spills=True),
-        dram_bytes("m", a, b, c, tiles_m, tiles_k, l2_tiles_n, spills=False),
+        dram_bytes("m", a, b, c, tiles_m, tiles_k, tiles_n, spills=True),
+        dram_bytes("m", a, b, c, tiles_m, tiles_k, tiles_n, spills=False),
     )
-    l1 = a * l1_tiles_n + b * tiles_m + c * tiles_k
-    columns = l2_columns.shape[3]
-    found = _least(limits, problems, l1, l2, dram, _LARGER[:columns, :columns])
+    dram_time = _beside_dram(limits, problems, dram)
+    pairs = np.nonzero(dram_time <= in_seconds[:, None, None])
+    index, m1, n2 = pairs
+    if not len(index):
+        return []
+    # From here on tables have a row for each pair and a column for each n1.
+    l1_tiles_k = _tiles(k, (capacity.l1 - elements) / edges)[index, m1]
+    tiles_n, tiles_m, tiles_k = tiles_n[index, 0], tiles_m[index, m1], tiles_k[pairs][:, None]
+    a, b, c, l1_bandwidth, l2_bandwidth = (
+        x[index, 0] for x in (a, b, c, l1_bandwidth, l2_bandwidth)
+    )
+    # The smaller of two sizes makes the larger of two counts.
+    l2 = l2_bytes("m", a, b, c, tiles_m, np.maximum(l1_tiles_k, tiles_k), tiles_n)
+    time = (a * tiles_n + b * tiles_m + c * tiles_k) / l1_bandwidth + limits.latencies[1]
+    np.maximum(time, l2 / l2_bandwidth + limits.latencies[2], out=time)
+    np.maximum(time, dram_time[pairs][:, None], out=time)
+    wide = time.shape[1]
+    np.maximum(time, _SMALLER[n2, :wide], out=time)
+    # Of equal ones the first of all (m1, n1, n2).
+    places = m1 * wide * wide + n2
+    dram = np.broadcast_to(dram[pairs][:, None], time.shape)
+    products, which = np.unique(index, return_inverse=True)
+    seconds, traffic, place = _least(which, time, l2, dram, places, wide)
+    rest, j2 = np.divmod(place, wide)
+    i, j1 = np.divmod(rest, wide)
     choices = []
-    for index, (time, traffic, (i, j1, j2)) in enumerate(found):
-        size_m, size_k, size_n = (int(x[index, 0, 0, 0]) for x in (m, k, n))
-        m1, n1, n2 = _size(size_m, i), _size(size_n, j1), _size(size_n, j2)
-        k2 = _largest(size_k, (capacity.l2 - m1 * n2) / (m1 + n2))
-        m2 = _largest(size_m, (capacity.l2 - k2 * n2) / (k2 + n2))
-        k1 = min(_largest(size_k, (capacity.l1 - m1 * n1) / (m1 + n1)), k2)
-        choices.append(_Choice(time, traffic, "m", (m2, k2, n2), (m1, k1, n1)))
+    for product, time_of_all, moved, *indices in zip(
+        *(x.tolist() for x in (products, seconds, traffic, i, j1, j2)), strict=True
+    ):
+        size_m, size_k, size_n = sides[product]
+        of_m1, of_n1, of_n2 = map(_size, (size_m, size_n, size_n), indices)
+        k2 = _largest(size_k, (capacity.l2 - of_m1 * of_n2) / (of_m1 + of_n2))
+        m2 = _largest(size_m, (capacity.l2 - k2 * of_n2) / (k2 + of_n2))
+        k1 = min(_largest(size_k, (capacity.l1 - of_m1 * of_n1) / (of_m1 + of_n1)), k2)
+        l2_tile, l1_tile = (m2, k2, of_n2), (of_m1, k1, of_n1)
+        choices.append((product, _Choice(time_of_all, moved, "m", l2_tile, l1_tile)))
     return choices
 
 
-def _least(
-    limits: RooflineLimits,
-    problems: _Problems,
-    l1: Floats,
-    l2: Floats,
-    dram: Floats,
-    excluded: Floats | None,
-) -> list[tuple[float, float, tuple[int, int, int]]]:
-    """Of each product (time, traffic, index) of the best entry of tables of bytes moved.
-
-    ``dram`` and ``excluded`` (infinite where there is no such tiling) broadcast to the others.
-    """
-    latencies = limits.latencies
-    dram_time = dram / problems.dram_bandwidth
-    dram_time += latencies[3]
+def _beside_dram(limits: RooflineLimits, problems: _Problems, dram: Floats) -> Floats:
+    """Seconds of DRAM traffic of ``dram`` bytes for each product, and all work beside it."""
+    seconds = dram / problems.dram_bandwidth + limits.latencies[3]
     if len(problems.kernels):
         kernels = zip(problems.kernels[::2], problems.kernels[1::2], strict=True)
-        dram_time = kernel_seconds([LibraryKernel(*each) for each in kernels], dram_time)
-    np.maximum(dram_time, problems.floor_time, out=dram_time)
-    time = l1 / problems.l1_bandwidth
-    time += latencies[1]
-    l2_time = l2 / problems.l2_bandwidth
-    l2_time += latencies[2]
-    for other in (l2_time, dram_time, excluded):
-        if other is not None:
-            np.maximum(time, other, out=time)
-    best = time.min(axis=(1, 2, 3), keepdims=True)
-    ties = np.unravel_index(np.flatnonzero(time == best), time.shape)
-    traffic = np.broadcast_to(dram, time.shape)[ties] ** 2 + l2[ties] ** 2
-    which, products = ties[0], np.arange(len(time))
-    lowest = np.minimum.reduceat(traffic, which.searchsorted(products))
+        seconds = kernel_seconds([LibraryKernel(*each) for each in kernels], seconds)
+    longer: Floats = np.maximum(seconds, problems.floor_time)
+    return longer
+
+
+def _least(
+    which: Indices, time: Floats, l2: Floats, dram: Floats, places: Indices, step: int
+) -> tuple[Floats, Floats, Indices]:
+    """(time, traffic, place) of the best entry of each product.
+
+    ``which``: number of the product that a row of the tables belongs to, ascending from 0 without
+    gaps. ``places``: of the first entry of each row; the next is ``step`` further. The best has the
+    least time, of these the least traffic, of these the first place.
+    """
+    numbers = np.arange(int(which[-1]) + 1)
+    best = np.minimum.reduceat(time.min(axis=1), which.searchsorted(numbers))
+    rows, columns = np.nonzero(time == best[which][:, None])
+    which = which[rows]
+    traffic = dram[rows, columns] ** 2 + l2[rows, columns] ** 2
+    lowest = np.minimum.reduceat(traffic, which.searchsorted(numbers))
     lows = np.flatnonzero(traffic == lowest[which])
-    first = lows[which[lows].searchsorted(products)]
-    places = zip(*[axis[first].tolist() for axis in ties[1:]], strict=True)
-    return list(zip(best.ravel().tolist(), lowest.tolist(), places, strict=True))
+    place = places[rows[lows]] + step * columns[lows]
+    return best, lowest, np.minimum.reduceat(place, which[lows].searchsorted(numbers))
 
 
 def _size(size: int, index: int) -> int:
-    """The tile size of this index, as in ``_sizes``."""
+    """The tile size of this index, of those in ``_powers``."""
     return min(1 << index, size)
 
 

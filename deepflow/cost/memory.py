@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 from deepflow.config.hardware import SoftwareParameters
 from deepflow.hardware import Hardware
@@ -23,6 +24,9 @@ from deepflow.mapping.training import (
 )
 from deepflow.record import record
 from deepflow.workload.operators import FP32
+
+# The segments of each part of the model on a stage, by name.
+Parts = tuple[tuple[str, ...], ...]
 
 
 @record(frozen=True)
@@ -82,14 +86,14 @@ def memory_use(
 
 
 def stage_parameters(
-    mapping: TrainingMapping, step: TrainingStep, stage: int, tied: bool
+    mapping: TrainingMapping, step: TrainingStep, parts: Parts, tied: bool
 ) -> Parameters:
-    """Parameters on one device of ``stage``.
+    """Parameters on one device of a stage with these ``parts``.
 
     A tied output matrix has a second copy only when first and last stage differ.
     """
     whole = Parameters()
-    for part in mapping.parts_of(stage):
+    for part in parts:
         for name, count in Counter(part).items():
             whole += step.segments[name].parameters * count
     if tied and mapping.pipeline == 1:
@@ -104,34 +108,31 @@ def kept_bytes(mapping: TrainingMapping, step: TrainingStep, name: str) -> float
     return saved_bytes(step.segments[name].forward, mapping)
 
 
-def part_weights(mapping: TrainingMapping, step: TrainingStep, stage: int) -> tuple[float, ...]:
-    """Bytes that each part of ``stage`` keeps of one microbatch."""
-    return tuple(
-        sum(kept_bytes(mapping, step, name) for name in part) for part in mapping.parts_of(stage)
-    )
+def part_weights(mapping: TrainingMapping, step: TrainingStep, parts: Parts) -> tuple[float, ...]:
+    """Bytes that each of ``parts`` keeps of one microbatch."""
+    kept = {name: kept_bytes(mapping, step, name) for name in dict.fromkeys(chain(*parts))}
+    return tuple(sum(kept[name] for name in part) for part in parts)
 
 
 def stage_memory(
     hardware: Hardware,
     mapping: TrainingMapping,
     step: TrainingStep,
-    stage: int,
+    parts: Parts,
     parameters: Parameters,
     in_flight: Sequence[int],
 ) -> MemoryUse:
-    """Peak memory of a device of ``stage``.
+    """Peak memory of a device of a stage with these ``parts`` and ``parameters``.
 
-    ``in_flight``: of each of its parts, microbatches whose activations are kept at the worst
-    moment.
+    ``in_flight``: of each part, microbatches whose activations are kept at the worst moment.
     """
     software, asked = hardware.config.sw_param, mapping.asked
-    parts = mapping.parts_of(stage)
-    names = dict.fromkeys(name for part in parts for name in part)
+    names = dict.fromkeys(chain(*parts))
     segments = [step.segments[name] for name in names]
     own = sharded(mapping, parameters)
     held = {zero: own if asked.zero >= zero else parameters.count for zero in (1, 2, 3)}
     # What is sharded is put together for the segment at work, and for the next one beside it.
-    largest = max((segment.parameters.count for segment in segments), default=0.0)
+    largest = max((_shared_out(mapping, segment.parameters) for segment in segments), default=0.0)
     ahead = 2 if asked.overlap_parameter_gather else 1
     whole_weights = min(ahead * largest, parameters.count) if asked.zero == 3 else 0.0
     whole_gradients = largest if asked.zero >= 2 else 0.0
@@ -190,3 +191,10 @@ def _own_share(mapping: TrainingMapping, segments: Sequence[Segment]) -> float:
     if mapping.asked.zero == 0:
         return max((parameters.count for parameters in counts), default=0.0)
     return max((sharded(mapping, parameters) for parameters in counts), default=0.0)
+
+
+def _shared_out(mapping: TrainingMapping, parameters: Parameters) -> float:
+    """Parameters of a segment of which other devices may keep parts."""
+    groups = mapping.groups
+    dense = parameters.dense if groups["data"].size > 1 else 0.0
+    return dense + (parameters.experts if groups["expert_data"].size > 1 else 0.0)

@@ -254,9 +254,7 @@ def block_costs(
         ]
         if shapes:
             gemm_costs(hardware.accelerator, shapes, *_formats(hardware, weight))
-    costs = {
-        key: operator_cost(operator, hardware, groups) for key, operator in operators.items()
-    }
+    costs = {key: operator_cost(operator, hardware, groups) for key, operator in operators.items()}
     return [tuple([costs[id(operator)] for operator in block.operators]) for block in blocks]
 
 

@@ -52,6 +52,8 @@ class Group:
     intra_protocol: LinkProtocol = PLAIN
     inter_protocol: LinkProtocol = PLAIN
     algorithms: tuple[tuple[str, str], ...] = ()
+    intra_topology: str = "switch"
+    inter_topology: str = "switch"
 
 
 def place_group(
@@ -105,6 +107,8 @@ def place_group(
         _protocol(intra, topology.intra_node, intra_bandwidth),
         _protocol(inter, topology.inter_node, inter_bandwidth),
         _forced(hardware.config.execution_backend.astra.collectives),
+        topology.intra_node,
+        topology.inter_node,
     )
 
 

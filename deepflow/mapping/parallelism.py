@@ -34,7 +34,8 @@ class TrainingMapping:
     layers by kind, the head. Part p runs on pipeline stage ``p % pipeline``; a stage has
     ``virtual_stages`` parts. ``groups`` by name: tensor; context; data, over which gradients of
     all but experts are added up (it spans the context dimension too); expert; expert_data, over
-    which those of experts are; pipeline, a pair of neighbouring stages.
+    which those of experts are; pipeline, a pair of neighbouring stages; embedding, the first and
+    the last one.
     """
 
     tensor: int
@@ -93,7 +94,7 @@ def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
     _check_shapes(model, tensor, context, expert, data)
     micro_batch_size, num_microbatches = _microbatches(asked, model.global_batch_size, data)
     virtual_stages = _virtual_stages(asked, num_microbatches)
-    replicas = context * data
+    replicas, per_node = context * data, system.num_devices_per_node
     return TrainingMapping(
         tensor=tensor,
         context=context,
@@ -114,6 +115,13 @@ def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
             ),
             "pipeline": place_group(
                 seen["lp"], "pipeline", min(pipeline, 2), tensor * replicas, ("lp",)
+            ),
+            "embedding": place_group(
+                seen["lp"],
+                "embedding",
+                min(pipeline, 2),
+                tensor * replicas if devices <= per_node else per_node,
+                ("lp",),
             ),
         },
         asked=asked,

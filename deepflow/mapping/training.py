@@ -133,8 +133,10 @@ class TrainingStep:
 def training_step(hardware: Hardware, model: LlmModel, mapping: TrainingMapping) -> TrainingStep:
     """Shards the model's blocks and derives what training adds to them."""
     software = hardware.config.sw_param
+    # A device that holds all experts has all rows, whatever the routing.
+    even = model if mapping.expert > 1 else replace(model, expert_imbalance=1.0)
     blocks = transformer_blocks(
-        model,
+        even,
         mapping.micro_batch_size,
         software.precision,
         software.kernel_fusion,
@@ -154,6 +156,7 @@ def training_step(hardware: Hardware, model: LlmModel, mapping: TrainingMapping)
                 by_name[name.removesuffix(RECOMPUTED)],
                 hardware,
                 mapping,
+                shared=name == HEAD and model.tie_embeddings and mapping.pipeline == 1,
                 recomputed=name.endswith(RECOMPUTED),
             )
             for name in names
@@ -245,7 +248,7 @@ def _selected(block: Block, mapping: TrainingMapping) -> tuple[Recomputable, ...
 
 
 def _segment(
-    block: Block, hardware: Hardware, mapping: TrainingMapping, recomputed: bool
+    block: Block, hardware: Hardware, mapping: TrainingMapping, shared: bool, recomputed: bool
 ) -> Segment:
     software = hardware.config.sw_param
     gradient_bytes = mapping.asked.gradient_bytes
@@ -256,6 +259,10 @@ def _segment(
         names = {name for part in _selected(forward, mapping) for name in part.operators}
         again = tuple(operator for operator in forward.operators if operator.name in names)
     parameters = segment_parameters(forward)
+    own = parameters
+    if shared:
+        # The matrix and its gradient are those of the embedding, and travel with it.
+        own += Parameters(dense=-forward.parameters, tensors=-1, matrices=-1)
     accumulation: tuple[Operator, ...] = ()
     if mapping.num_microbatches > 1 or gradient_bytes > software.precision:
         # Fused: the multiplication adds onto the accumulated gradient itself.
@@ -276,13 +283,19 @@ def _segment(
         needed = [x for x in gradients.operators if not x.name.endswith(INPUT_GRADIENT)]
         gradients = replace(gradients, operators=tuple(needed))
     for operator in gradients.operators:
-        (of_weights if operator.name.endswith(WEIGHT_GRADIENT) else of_inputs).append(operator)
+        if operator.name.endswith(WEIGHT_GRADIENT):
+            # What it would have run beside is alone, now that it runs at another time.
+            if of_inputs and isinstance(beside := of_inputs[-1], Collective) and beside.beside:
+                of_inputs[-1] = replace(beside, beside=0)
+            of_weights.append(operator)
+        else:
+            of_inputs.append(operator)
     reduce_kind = "reduce_scatter" if mapping.asked.zero >= 1 else "all_reduce"
     reductions: list[Collective] = []
     gathers: list[Collective] = []
     if not reduces_at_end(mapping):
         name = f"{block.name}_gradient_reduction"
-        reductions = _over_data(name, reduce_kind, mapping, parameters, gradient_bytes)
+        reductions = _over_data(name, reduce_kind, mapping, own, gradient_bytes)
         bucket = mapping.asked.gradient_bucket
         if bucket and mapping.asked.zero == 0:
             # A tensor is not cut.
@@ -293,7 +306,7 @@ def _segment(
             ]
     if mapping.asked.zero == 3:
         gathers = _over_data(
-            f"{block.name}_weight_gather", "all_gather", mapping, parameters, software.precision
+            f"{block.name}_weight_gather", "all_gather", mapping, own, software.precision
         )
     return Segment(
         forward,

@@ -7,20 +7,28 @@ and ``deepflow.explain`` shows it in words.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from deepflow.config.model import LlmModel
 from deepflow.cost.memory import (
     MemoryUse,
+    Parts,
     kept_bytes,
     part_weights,
     stage_memory,
     stage_parameters,
 )
-from deepflow.cost.operators import Cost, OperatorCost, block_cost, operator_cost, total
+from deepflow.cost.operators import (
+    Cost,
+    OperatorCost,
+    block_cost,
+    block_costs,
+    operator_cost,
+    total,
+)
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
-from deepflow.mapping.parallelism import EMBEDDING, HEAD, TrainingMapping, map_training
+from deepflow.mapping.parallelism import EMBEDDING, TrainingMapping, map_training
 from deepflow.mapping.training import (
     OPTIMIZER_STATE_BYTES,
     Parameters,
@@ -37,7 +45,7 @@ from deepflow.schedule.pipeline import (
     peak_in_flight,
     pipeline_graph,
 )
-from deepflow.workload.operators import Collective
+from deepflow.workload.operators import Block, Collective
 
 
 @record(frozen=True)
@@ -112,6 +120,21 @@ class _PartCosts:
     backward_weight: Cost
 
 
+@record(frozen=True)
+class _StageCosts:
+    """What stages with the same parts have in common; costs over the whole step.
+
+    ``weights``: bytes that each part keeps of one microbatch.
+    """
+
+    parameters: Parameters
+    weights: tuple[float, ...]
+    compute: Cost
+    gradient: Cost
+    update_operators: tuple[OperatorCost, ...]
+    update: Cost
+
+
 def busiest(stages: Sequence[StageResult]) -> int:
     """Number of the stage whose device works longest."""
     return max(range(len(stages)), key=lambda stage: stages[stage].compute.time)
@@ -126,57 +149,56 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
     hardware = hardware.under_load
     mapping = map_training(hardware, model)
     step = training_step(hardware, model, mapping)
-    segments = {name: _segment_costs(name, hardware, mapping, step) for name in step.segments}
+    segments = _segment_costs(hardware, mapping, step)
     hop = operator_cost(step.hop, hardware, mapping.groups).cost
     of_content = {
         content: _part_costs(content, segments, mapping) for content in dict.fromkeys(mapping.parts)
     }
-    parts = [of_content[content] for content in mapping.parts]
     shape = _shape(mapping, tuple(segments), model.tie_embeddings)
     graph = pipeline_graph(shape)
-    parameters = [
-        stage_parameters(mapping, step, stage, model.tie_embeddings)
-        for stage in range(mapping.pipeline)
-    ]
-    updates = {item: _update(hardware, mapping, step, item) for item in dict.fromkeys(parameters)}
-    durations = _durations(graph, mapping, segments, parts, model.tie_embeddings)
-    for stage in range(mapping.pipeline):
-        durations[graph.update(stage)] = updates[parameters[stage]][1].time
+    stage_parts = [mapping.parts_of(stage) for stage in range(mapping.pipeline)]
+    with_parts = {
+        parts: _stage_costs(
+            hardware, mapping, step, segments, of_content, parts, model.tie_embeddings
+        )
+        for parts in dict.fromkeys(stage_parts)
+    }
+    durations = _durations(graph, mapping, segments, of_content)
+    for stage, parts in enumerate(stage_parts):
+        durations[graph.update(stage)] = with_parts[parts].update.time
     tied_time = 0.0
     if shape.tied:
         tied_time = _tied_reduction(hardware, mapping, step).time
         durations[graph.tied_gradient] = tied_time
     ends = graph.graph.execute(durations, (0.0, hop.time))
+    transfers = [_transfers(mapping, stage) for stage in range(mapping.pipeline)]
+    sent = {number: hop * (mapping.num_microbatches * number) for number in set(transfers)}
     stages = []
-    for stage in range(mapping.pipeline):
-        here = range(stage, len(parts), mapping.pipeline)
-        passes = Cost()
-        for part in here:
-            passes += parts[part].forward + _backward_of(parts[part], mapping)
-        gradient = _stage_gradient(segments, mapping, stage, model.tie_embeddings)
+    for stage, parts in enumerate(stage_parts):
+        costs = with_parts[parts]
         after = ends[graph.last_gradient[stage]] - ends[graph.last_backward[stage]]
         stages.append(
             StageResult(
-                parameters[stage].count,
-                passes * mapping.num_microbatches,
-                updates[parameters[stage]][1],
-                gradient,
-                hop * (mapping.num_microbatches * _transfers(mapping, stage)),
+                costs.parameters.count,
+                costs.compute,
+                costs.update,
+                costs.gradient,
+                sent[transfers[stage]],
                 # The rest is waiting for the stage that shares the embedding.
-                min(max(0.0, after), gradient.time + tied_time),
+                min(max(0.0, after), costs.gradient.time + tied_time),
                 stage_memory(
                     hardware,
                     mapping,
                     step,
-                    stage,
-                    parameters[stage],
+                    parts,
+                    costs.parameters,
                     peak_in_flight(
                         mapping.asked.schedule,
                         mapping.pipeline,
                         mapping.virtual_stages,
                         mapping.num_microbatches,
                         stage,
-                        part_weights(mapping, step, stage),
+                        costs.weights,
                     ),
                 ),
             )
@@ -185,7 +207,7 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
         mapping,
         step,
         segments,
-        updates[parameters[0]][0],
+        with_parts[stage_parts[0]].update_operators,
         tuple(stages),
         graph,
         tuple(durations),
@@ -217,46 +239,65 @@ def _durations(
     graph: PipelineGraph,
     mapping: TrainingMapping,
     segments: dict[str, SegmentCosts],
-    parts: Sequence[_PartCosts],
-    tied: bool,
+    of_content: Mapping[tuple[str, ...], _PartCosts],
 ) -> list[float]:
     """Seconds by kind of task, but for updates and the tied gradient."""
     durations = graph.durations()
     splits = mapping.asked.schedule == "zero_bubble"
-    for part, times in enumerate(parts):
-        durations[graph.forward(part)] = times.forward.time
+    times = {
+        content: (costs.forward.time, costs.backward_input.time, costs.backward_weight.time)
+        if splits
+        else (costs.forward.time, costs.backward.time, 0.0)
+        for content, costs in of_content.items()
+    }
+    for part, content in enumerate(mapping.parts):
+        forward, backward, backward_weight = times[content]
+        durations[graph.forward(part)] = forward
+        durations[graph.backward(part)] = backward
         if splits:
-            durations[graph.backward_input(part)] = times.backward_input.time
-            durations[graph.backward_weight(part)] = times.backward_weight.time
-        else:
-            durations[graph.backward(part)] = times.backward.time
+            durations[graph.backward_weight(part)] = backward_weight
     if mapping.asked.zero < 2:
-        for kind, (name, costs) in enumerate(segments.items()):
+        for kind, costs in enumerate(segments.values()):
             last = costs.backward_weight_total if splits else costs.backward_total
             durations[graph.segment_backward(kind)] = last.paced().time
-            # One stage with a tied matrix has one gradient for lookup and projection.
-            if not (name == HEAD and tied and mapping.pipeline == 1):
-                durations[graph.segment_gradient(kind)] = _gradient_time(costs, mapping)
+            durations[graph.segment_gradient(kind)] = _gradient_time(costs, mapping)
     return durations
 
 
 def _segment_costs(
-    name: str, hardware: Hardware, mapping: TrainingMapping, step: TrainingStep
-) -> SegmentCosts:
-    segment, groups = step.segments[name], mapping.groups
-    software = hardware.config.sw_param
-    forward = block_cost(segment.forward, hardware, groups)
-    backward = block_cost(segment.backward, hardware, groups)
-    gather = block_cost(segment.gather, hardware, groups)
-    gradient = block_cost(segment.gradient, hardware, groups)
-    each_pass = mapping.asked.zero >= 2
+    hardware: Hardware, mapping: TrainingMapping, step: TrainingStep
+) -> dict[str, SegmentCosts]:
+    """Costs of all segments by name."""
     splits = mapping.asked.schedule == "zero_bubble"
+    blocks: list[Block] = []
+    for segment in step.segments.values():
+        blocks += (segment.forward, segment.backward, segment.gather, segment.gradient)
+        if splits:
+            blocks += (segment.backward_input, segment.backward_weight)
+    costs = iter(block_costs(blocks, hardware, mapping.groups))
+    of_segments = zip(*[costs] * (6 if splits else 4), strict=True)
+    return {
+        name: _in_sum(name, chains, hardware, mapping, step)
+        for name, chains in zip(step.segments, of_segments, strict=True)
+    }
+
+
+def _in_sum(
+    name: str,
+    chains: Sequence[tuple[OperatorCost, ...]],
+    hardware: Hardware,
+    mapping: TrainingMapping,
+    step: TrainingStep,
+) -> SegmentCosts:
+    """Sums for one segment; ``chains``: costs of its blocks as ``_segment_costs`` lists them."""
+    forward, backward, gather, gradient, *split = chains
+    software = hardware.config.sw_param
+    each_pass = mapping.asked.zero >= 2
     reduction = total(gradient, software)
     backward_input = backward_weight = NOTHING
-    if splits:
-        backward_input = total(block_cost(segment.backward_input, hardware, groups), software)
+    if split:
+        backward_input, backward_weight = (total(chain, software) for chain in split)
         backward_input = _beside_others(backward_input, name, hardware, mapping, step)
-        backward_weight = total(block_cost(segment.backward_weight, hardware, groups), software)
     return SegmentCosts(
         forward,
         backward,
@@ -282,7 +323,8 @@ def _beside_others(
     """
     if mapping.asked.overlap_expert_communication:
         hidden = min(cost.expert_communication, cost.time - cost.expert_communication)
-        cost += Cost(expert_communication=-hidden)
+        # Nothing is computed beside what one of the microbatches sends.
+        cost += Cost(expert_communication=hidden / mapping.num_microbatches - hidden)
     if mapping.asked.offload == "optimizer_and_activations":
         moving = kept_bytes(mapping, step, name) / _host_bandwidth(hardware)
         cost += Cost(host_transfer=max(0.0, moving - cost.time))
@@ -301,7 +343,9 @@ def _part_costs(
             whole += getattr(segments[segment], name) * count
         return whole
 
-    def complete(name: str, names: Iterable[str], reduces: bool, before: Cost = NOTHING) -> Cost:
+    def complete(
+        name: str, names: Iterable[str], reduces: bool, before: Cost = NOTHING, gathers: bool = True
+    ) -> Cost:
         cost = summed(name)
         # What the host has saved up in the pass before, the device need not wait for.
         ahead = max(0.0, before.time - before.issue)
@@ -312,7 +356,7 @@ def _part_costs(
             time = pass_time(
                 [
                     PassSegment(
-                        item.gather_total.time,
+                        item.gather_total.time if gathers else 0.0,
                         getattr(item, name).time,
                         item.reduction_total.time if reduces else 0.0,
                     )
@@ -320,7 +364,8 @@ def _part_costs(
                 ],
                 prefetch=mapping.asked.overlap_parameter_gather,
             )
-            cost += _untimed(summed("gather_total"))
+            if gathers:
+                cost += _untimed(summed("gather_total"))
             if reduces:
                 cost += _untimed(summed("reduction_total"))
         return cost + Cost(data_communication=max(0.0, time - compute))
@@ -331,12 +376,37 @@ def _part_costs(
             forward,
             NOTHING,
             complete("backward_input_total", reversed(content), reduces=False),
-            complete("backward_weight_total", reversed(content), reduces=True),
+            complete("backward_weight_total", reversed(content), reduces=True, gathers=False),
         )
     # With a single stage nothing comes between a microbatch's passes.
     before = summed("forward_total") if len(mapping.parts) == 1 else NOTHING
     backward = complete("backward_total", reversed(content), reduces=True, before=before)
     return _PartCosts(forward, backward, NOTHING, NOTHING)
+
+
+def _stage_costs(
+    hardware: Hardware,
+    mapping: TrainingMapping,
+    step: TrainingStep,
+    segments: dict[str, SegmentCosts],
+    of_content: Mapping[tuple[str, ...], _PartCosts],
+    parts: Parts,
+    tied: bool,
+) -> _StageCosts:
+    """``segments`` by name, ``of_content`` by the segments of a part; ``parts`` of the stage."""
+    passes = NOTHING
+    for part in parts:
+        passes += of_content[part].forward + _backward_of(of_content[part], mapping)
+    parameters = stage_parameters(mapping, step, parts, tied)
+    update_operators, update = _update(hardware, mapping, step, parameters)
+    return _StageCosts(
+        parameters,
+        part_weights(mapping, step, parts),
+        passes * mapping.num_microbatches,
+        _stage_gradient(segments, parts),
+        update_operators,
+        update,
+    )
 
 
 def _backward_of(part: _PartCosts, mapping: TrainingMapping) -> Cost:
@@ -376,7 +446,7 @@ def _gradient_time(costs: SegmentCosts, mapping: TrainingMapping) -> float:
     same_links = mapping.groups["data"].inter_size == 1 and mapping.groups["tensor"].size > 1
     if not (time and same_links and mapping.asked.overlap_gradient_reduction):
         return time
-    return time / max(1 - beside.communication / beside.time, time / (time + beside.time))
+    return time + beside.communication
 
 
 def _update(
@@ -409,18 +479,15 @@ def _update(
             own = sharded(mapping, parameters)
         # States come in and go out, each direction beside the other and beside the update.
         moved = own * OPTIMIZER_STATE_BYTES / _host_bandwidth(hardware)
-        cost += Cost(host_transfer=max(0.0, moved - cost.elementwise))
+        cost += Cost(host_transfer=max(0.0, moved - (cost.time - cost.waiting)))
     return costs, cost
 
 
-def _stage_gradient(
-    segments: dict[str, SegmentCosts], mapping: TrainingMapping, stage: int, tied: bool
-) -> Cost:
-    gradient = Cost()
-    for part in mapping.parts_of(stage):
+def _stage_gradient(segments: dict[str, SegmentCosts], parts: Parts) -> Cost:
+    gradient = NOTHING
+    for part in parts:
         for name, count in Counter(part).items():
-            if not (name == HEAD and tied and mapping.pipeline == 1):
-                gradient += segments[name].gradient_total * count
+            gradient += segments[name].gradient_total * count
     return gradient
 
 
@@ -429,7 +496,7 @@ def _tied_reduction(hardware: Hardware, mapping: TrainingMapping, step: Training
     reduction = Collective(
         "tied_embedding_reduction",
         "all_reduce",
-        "pipeline",
+        "embedding",
         step.segments[EMBEDDING].forward.parameters * mapping.asked.gradient_bytes,
     )
     return operator_cost(reduction, hardware, mapping.groups).cost

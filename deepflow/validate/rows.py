@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 
 from deepflow.errors import DeepFlowError
@@ -102,7 +103,7 @@ def describe(row: Mapping[str, str]) -> Description:
     """The group and measurement of a row, from its columns alone."""
     try:
         if (kernel := kernel_of(row)) is not None:
-            measured = _measured_kernel(row)
+            measured = _positive(_measured_kernel(row))
             return Description(_kernel_group(kernel, row, measured), measured, False, True, "")
         if training.recognise(row) is None:
             return Description(OTHER_ROWS, None, False, True, f"not one of {RECOGNISED}")
@@ -112,13 +113,22 @@ def describe(row: Mapping[str, str]) -> Description:
         group = _joined(machine_name(row), metric, row.get("variant"), row.get("scheme"), remark)
         if metric == "other_failure":
             return Description(group, None, False, explicable, "the run failed for another reason")
+        measured = training.measured_value(row)
         yes_or_no = metric == "fits_in_memory"
-        return Description(group, training.measured_value(row), yes_or_no, explicable, "")
+        if not yes_or_no:
+            _positive(measured)
+        return Description(group, measured, yes_or_no, explicable, "")
     except DeepFlowError as error:
         return Description(OTHER_ROWS, None, False, True, str(error))
     except (KeyError, ValueError) as error:
         problem = f"a column is missing or not a number: {error}"
         return Description(OTHER_ROWS, None, False, True, problem)
+
+
+def _positive(measured: float) -> float:
+    if not (measured > 0 and isfinite(measured)):
+        raise DeepFlowError(f"the measured value {measured:g} is no positive number")
+    return measured
 
 
 def _validated(

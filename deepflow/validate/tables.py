@@ -7,6 +7,7 @@ import gzip
 import io
 import statistics
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
     try:
         content = Path(path).read_bytes()
         text = (gzip.decompress(content) if file.endswith(".gz") else content).decode("utf-8")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
     except FileNotFoundError:
         raise ConfigError("no such file", file=file) from None
     except (OSError, UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
@@ -129,6 +130,15 @@ def group_error(group: str, rows: list[ValidatedRow]) -> GroupError:
         statistics.median(signed),
         explicable,
     )
+
+
+def reasons_text(rows: Iterable[ValidatedRow], most: int = 3) -> str:
+    """Why rows are not predicted, the most frequent reasons first; empty if all are."""
+    reasons = Counter(item.not_predicted for item in rows if item.not_predicted).most_common()
+    lines = [f"not predicted: {count} rows: {reason}" for reason, count in reasons[:most]]
+    if rest := sum(count for _, count in reasons[most:]):
+        lines.append(f"not predicted: {rest} rows for other reasons")
+    return "\n".join(lines)
 
 
 def summary_text(groups: Iterable[GroupError]) -> str:

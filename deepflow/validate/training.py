@@ -103,7 +103,8 @@ METRICS = {
         Metric("TFLOP/s per GPU", _executed_teraflops),
         Metric("days per 300B tokens", _days_per_300_billion_tokens),
         Metric("mfu", _column("model_flops_utilization", 100.0)),
-        # Logged between steps.
+        # What stays between steps. nanotron logs the peak of the optimizer's phase, in which
+        # buffers for the weights that ZeRO 1 gathers come on top.
         Metric("mem_allocated", _column("static_memory_bytes", 1 / GIB), is_time=False),
         Metric("mem_reserved", _allocator_gibibytes, is_time=False),
         Metric("fits_in_memory", _column("fits_in_memory"), is_time=False),
@@ -283,8 +284,8 @@ def _software(row: Mapping[str, str]) -> tuple[str, ...]:
     In two thirds of the runs of the Ultra-Scale study every collective takes the host a time per
     rank, whatever its size, and in the others none. The study does not say why; checks of every
     call by torch.distributed, at its debug level DETAIL, work like that. Which of the two a run is
-    shows in the bandwidth of gathering 1 GiB within a node: two sharp values, 242 and 263 GB/s. Some
-    13 runs on nodes without copies between devices, at 42 GB/s, count with the former.
+    shows in the bandwidth of gathering 1 GiB within a node: two sharp values, 242 and 263 GB/s.
+    Some 13 runs on nodes without copies between devices, at 42 GB/s, count with the former.
     """
     texts = (row.get("source", ""), row.get("variant", ""))
     gathered = row.get("ag_intra_GBps")

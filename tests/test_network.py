@@ -1,0 +1,216 @@
+"""The simulator against ASTRA-sim's binaries, and its short cuts against its event model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import network_cases
+from deepflow.network.event_model import Inputs
+from deepflow.network.graph import (
+    Network,
+    NetworkError,
+    Node,
+    Options,
+    RemoteMemory,
+    SystemSettings,
+)
+from deepflow.network.simulate import simulate, simulate_events
+from deepflow.network.symmetric import simulate_symmetric
+
+CASES = network_cases.read("cases")
+BAD_INPUTS = network_cases.read("bad_inputs")
+ALGORITHMS = ("ring", "direct", "direct2", "direct3", "halvingDoubling")
+MESSAGES_FOR_A_QUICK_TEST = 60_000
+
+
+def messages(entry: dict[str, Any]) -> int:
+    """A rough upper bound on the messages of a case."""
+    ranks = 1
+    for count in entry["network"]["npus_count"]:
+        ranks *= count
+    chunks = entry["system"]["preferred-dataset-splits"]
+    nodes = max(len(nodes) for nodes in entry["graph"].values())
+    return int(ranks * ranks * chunks * nodes * 2)
+
+
+QUICK = [entry for entry in CASES if messages(entry) < MESSAGES_FOR_A_QUICK_TEST][::6]
+
+
+def system(algorithm: str = "ring", dimensions: int = 1, **changes: Any) -> SystemSettings:
+    algorithms = (algorithm,) * dimensions
+    values: dict[str, Any] = {
+        "scheduling_policy": "LIFO",
+        "collective_optimization": "localBWAware",
+        "preferred_dataset_splits": 4,
+        "local_mem_bw": 1600,
+        "endpoint_delay": 10,
+        "all_reduce_implementation": algorithms,
+        "all_gather_implementation": algorithms,
+        "reduce_scatter_implementation": algorithms,
+        "all_to_all_implementation": algorithms,
+    }
+    return SystemSettings(**{**values, **changes})
+
+
+def one_dimension(ranks: int, topology: str = "Switch") -> Network:
+    return Network((topology,), (ranks,), (50.0,), (500.0,))
+
+
+def collective(kind: str, size: int = 1_048_576, **values: Any) -> Node:
+    return Node(values.pop("id", 1), "COLL", collective=kind, size_bytes=size, **values)
+
+
+@pytest.mark.parametrize("backend", network_cases.BACKENDS)
+@pytest.mark.parametrize("entry", QUICK, ids=lambda entry: entry["id"])
+def test_cycles_of_every_rank_are_those_of_the_binary(entry: dict[str, Any], backend: str) -> None:
+    case = network_cases.build(entry, network_cases.BACKENDS[backend])
+    arguments = (case.traces, case.network, case.system, case.options, case.groups)
+    expected = entry["result"][backend]
+    if expected["rc"] != 0 or None in expected["cycles"]:
+        with pytest.raises(NetworkError):
+            simulate(*arguments)
+        return
+    for run in (simulate, simulate_events):
+        result = run(*arguments)
+        assert list(result.cycles) == expected["cycles"]
+        assert list(result.exposed) == expected["exposed"]
+        assert list(result.order) == expected["order"]
+
+
+def fault_of_a_file(entry: dict[str, Any]) -> bool:
+    """Whether the fault lies in the bytes of a file or the command line, not in its content."""
+    nodes = [node for graph in entry["case"]["graph"].values() for node in graph]
+    if any(key in node for node in nodes for key in ("drop", "raw")):
+        return True
+    if entry["name"].startswith(("ETs without", "npus_count 2 with")):
+        return True
+    if entry["rc"] != 0 and entry["case"] == BAD_INPUTS[0]["case"]:
+        return True
+    try:
+        network_cases.build(entry["case"], congestion=False)
+    except (KeyError, ValueError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in BAD_INPUTS if not fault_of_a_file(entry)],
+    ids=lambda entry: entry["name"].replace(" ", "-"),
+)
+def test_a_bad_input_is_an_error_and_a_good_one_gives_the_binarys_cycles(
+    entry: dict[str, Any],
+) -> None:
+    case = network_cases.build(entry["case"], congestion=entry["backend"] == "aware")
+    try:
+        result = simulate(case.traces, case.network, case.system, case.options, case.groups)
+    except NetworkError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) > 20
+    else:
+        assert (entry["rc"], entry["finished"]) == (0, entry["of"])
+        assert sorted(set(result.cycles)) == entry["cycles"]
+
+
+def test_a_deadlock_names_the_ranks_and_what_they_wait_for() -> None:
+    nodes = [collective("ALL_REDUCE")]
+    traces = [[Node(1, "COMP", duration_us=5)], nodes, nodes, nodes]
+    with pytest.raises(NetworkError, match=r"3 of 4 ranks.*rank 1 at node 1 \(ALL_REDUCE.*rank 0"):
+        simulate(traces, one_dimension(4), system())
+
+
+def test_remote_memory_takes_latency_and_size_over_bandwidth() -> None:
+    nodes = (
+        Node(1, "MEM_LOAD", tensor_bytes=1_048_576),
+        Node(2, "COMP", duration_us=5, dependencies=(1,)),
+    )
+    memory = RemoteMemory(latency=100, bandwidth=50)
+    result = simulate([nodes] * 4, one_dimension(4), system(), memory=memory)
+    assert set(result.cycles) == {26071}
+
+
+@st.composite
+def symmetric_inputs(draw: st.DrawFn) -> Inputs:
+    congestion = draw(st.booleans())
+    dimensions = 1 if congestion else draw(st.sampled_from([1, 1, 2]))
+    kinds = draw(st.tuples(*[st.sampled_from(["Ring", "Switch", "FullyConnected"])] * dimensions))
+    npus = draw(st.tuples(*[st.sampled_from([2, 3, 4, 5, 8])] * dimensions))
+    assume(not (congestion and kinds[0] == "Ring" and npus[0] == 2))
+    algorithms = draw(st.tuples(*[st.sampled_from(ALGORITHMS)] * dimensions))
+    assume(
+        all(
+            name != "halvingDoubling" or not count & (count - 1)
+            for name, count in zip(algorithms, npus, strict=True)
+        )
+    )
+    names = ["ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER"]
+    names += [] if "halvingDoubling" in algorithms else ["ALL_TO_ALL"]
+    nodes = []
+    for number in range(draw(st.integers(1, 5))):
+        dependencies = draw(st.sets(st.integers(0, number - 1))) if number else set()
+        if draw(st.booleans()):
+            size = draw(st.sampled_from([100, 4097, 65536, 1_000_003]))
+            node = collective(
+                draw(st.sampled_from(names)), size, id=number, dependencies=tuple(dependencies)
+            )
+        else:
+            duration = draw(st.integers(0, 3))
+            node = Node(number, "COMP", dependencies=tuple(dependencies), duration_us=duration)
+        nodes.append(node)
+    settings_of_system = system(
+        endpoint_delay=draw(st.sampled_from([1, 10, 500])),
+        local_mem_bw=draw(st.sampled_from([0.5, 50, 1e6])),
+        preferred_dataset_splits=draw(st.integers(1, 5)),
+        active_chunks_per_dimension=draw(st.integers(1, 3)),
+        collective_optimization=draw(st.sampled_from(["baseline", "localBWAware"])),
+        all_reduce_implementation=algorithms,
+        all_gather_implementation=algorithms,
+        reduce_scatter_implementation=algorithms,
+        all_to_all_implementation=algorithms,
+    )
+    rates = draw(st.tuples(*[st.sampled_from([1.0, 46.0, 400.0])] * dimensions))
+    latency = draw(st.tuples(*[st.sampled_from([0.0, 0.5, 10.0, 936.25])] * dimensions))
+    options = Options(congestion=congestion, num_queues_per_dim=draw(st.integers(1, 3)))
+    network = Network(kinds, npus, rates, latency)
+    traces = [tuple(nodes)] * network.ranks
+    return Inputs(traces, network, settings_of_system, options, {}, None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(symmetric_inputs(), st.booleans())
+def test_one_rank_for_all_gives_what_the_event_model_gives(
+    inputs: Inputs, exact_order: bool
+) -> None:
+    arguments = (inputs.traces, inputs.network, inputs.system, inputs.options)
+    try:
+        expected = simulate_events(*arguments)
+    except NetworkError:
+        with pytest.raises(NetworkError):
+            simulate(*arguments)
+        return
+    result = simulate_symmetric(inputs, exact_order)
+    assume(result is not None)
+    assert result is not None
+    assert result.cycles == expected.cycles
+    assert result.exposed == expected.exposed
+    if exact_order:
+        assert result.order == expected.order
+
+
+@pytest.mark.parametrize("congestion", [False, True])
+@pytest.mark.parametrize("kind", ["ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER", "ALL_TO_ALL"])
+@pytest.mark.parametrize("algorithm", ["ring", "direct", "halvingDoubling"])
+def test_one_collective_has_a_closed_form(algorithm: str, kind: str, congestion: bool) -> None:
+    if algorithm == "halvingDoubling" and kind == "ALL_TO_ALL":
+        pytest.skip("there is no such algorithm")
+    if algorithm == "direct" and kind == "ALL_REDUCE" and congestion:
+        pytest.skip("messages of the two halves wait for each other at the links")
+    traces = [(collective(kind),)] * 8
+    inputs = Inputs(
+        traces, one_dimension(8), system(algorithm), Options(congestion=congestion), {}, None
+    )
+    assert simulate_symmetric(inputs, exact_order=False) is not None
