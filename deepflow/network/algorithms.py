@@ -256,29 +256,29 @@ class ExchangePhase:
     def _credit(self, _: int) -> None:
         exchange = self._exchange
         self._credits += 1
+        attempts = 1
         if exchange.shares_first and self._left < len(exchange.members):
             # The gathering half may start only when everybody's share has arrived.
             if self._received < len(exchange.members) - 1:
                 return
-            for _attempt in range(exchange.window):
-                self._try_send()
-        else:
-            self._try_send()
+            attempts = exchange.window
+        while attempts and self._left and self._credits:
+            packet = exchange.messages - self._left
+            if packet == self._prepared:
+                break
+            self._send(packet)
+            attempts -= 1
         if self._left == 0 and self._credits == exchange.window:
             self._done()
 
-    def _try_send(self) -> None:
-        exchange, left = self._exchange, self._left
-        packet = exchange.messages - left
-        if left == 0 or self._credits == 0 or packet == self._prepared:
-            return
+    def _send(self, packet: int) -> None:
+        self._left -= 1
+        self._credits -= 1
+        exchange, rank, transport = self._exchange, self._rank, self._transport
         destination, source = self._neighbours or exchange.peers(self._position, packet)
-        size, rank, tag = exchange.size(packet), self._rank, self._tag
-        transport = self._transport
+        size, tag = exchange.size(packet), self._tag
         transport.send(rank, destination, size, tag)
         transport.receive(source, rank, size, tag, self._on_message)
-        self._left = left - 1
-        self._credits -= 1
 
 
 @record(frozen=True)

@@ -80,6 +80,11 @@ class Simulation:
         self.topology = Topology(inputs.network, inputs.options.link_states)
         transport = QueueingTransport if inputs.options.congestion else DelayTransport
         self.transport: Transport = transport(self.queue, self.topology, inputs.options.rendezvous)
+        queues, active = (
+            inputs.options.num_queues_per_dim,
+            inputs.system.active_chunks_per_dimension,
+        )
+        self.queue_capacity = -(-active // queues)
         self.order: list[int] = []
         self._groups = inputs.groups
         self._memory = inputs.memory

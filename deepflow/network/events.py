@@ -80,12 +80,12 @@ class LocalEvents:
         time = self.queue.now + delay
         calls = self._calls.get(time)
         if calls is None:
-            self._calls[time] = [(call, argument)]
-            self.queue.schedule(time, self._run, time)
+            self._calls[time] = calls = [(call, argument)]
+            self.queue.schedule(time, self._run, calls)
         else:
             calls.append((call, argument))
 
-    def _run(self, time: int) -> None:
-        for call, argument in self._calls[time]:
+    def _run(self, calls: list[tuple[Call, Any]]) -> None:
+        for call, argument in calls:
             call(argument)
-        del self._calls[time]
+        del self._calls[self.queue.now]

@@ -208,9 +208,8 @@ class Rank:
     def _queue(self, dimension: int, index: int) -> ChunkQueue:
         queue = self._queues.get((dimension, index))
         if queue is None:
-            active = self._simulation.system.active_chunks_per_dimension
-            capacity = -(-active // self._simulation.options.num_queues_per_dim)
-            queue = self._queues[dimension, index] = ChunkQueue(capacity)
+            queue = ChunkQueue(self._simulation.queue_capacity)
+            self._queues[dimension, index] = queue
         return queue
 
     def _next_priority(self, node: Node) -> int:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from deepflow.network.checks import check_nodes
 from deepflow.network.event_model import Inputs, Simulation, check
-from deepflow.network.graph import Network, Node, Options, RemoteMemory, Result, SystemSettings
-from deepflow.network.symmetric import simulate_symmetric
+from deepflow.network.graph import (
+    Network,
+    NetworkError,
+    Node,
+    Options,
+    RemoteMemory,
+    Result,
+    SystemSettings,
+)
+from deepflow.network.symmetric import SymmetricSimulation, is_symmetric, simulate_symmetric
 
 
 def simulate(
@@ -45,3 +54,60 @@ def simulate_events(
     inputs = Inputs(traces, network, system, options or Options(), groups or {}, memory)
     check(inputs)
     return Simulation(inputs).run()
+
+
+class CollectiveTimes:
+    """Cycles of single collectives on an idle network, each computed once.
+
+    Raises NetworkError for a network or settings that cannot be simulated.
+    """
+
+    def __init__(
+        self, network: Network, system: SystemSettings, options: Options | None = None
+    ) -> None:
+        # A node that does nothing: what is checked and kept here is everything else.
+        nothing = (Node(0, "COMP", is_cpu=True),)
+        traces = (nothing,) * network.ranks
+        self._inputs = Inputs(traces, network, system, options or Options(), {}, None)
+        check(self._inputs)
+        self._one_rank = SymmetricSimulation(self._inputs) if is_symmetric(self._inputs) else None
+        self._cycles: dict[tuple[str, int, tuple[bool, ...] | None], int] = {}
+
+    def cycles(
+        self, collective: str, size_bytes: int, involved_dimensions: tuple[bool, ...] | None = None
+    ) -> int:
+        """Cycles until the last rank has finished; the size as in ``Node.size_bytes``.
+
+        Raises NetworkError if the collective cannot be simulated.
+        """
+        key = (collective, size_bytes, involved_dimensions)
+        cycles = self._cycles.get(key)
+        if cycles is None:
+            cycles = self._cycles[key] = self._compute(*key)
+        return cycles
+
+    def _compute(
+        self, collective: str, size_bytes: int, involved_dimensions: tuple[bool, ...] | None
+    ) -> int:
+        if collective == "BROADCAST":
+            raise NetworkError("a broadcast takes the duration of its node and no messages")
+        node = Node(
+            0,
+            "COLL",
+            collective=collective,
+            size_bytes=size_bytes,
+            involved_dimensions=involved_dimensions,
+        )
+        network, system, options = (
+            self._inputs.network,
+            self._inputs.system,
+            self._inputs.options,
+        )
+        if self._one_rank is not None and not system.replay_only:
+            check_nodes((node,), 0, network, system, options, has_memory=False)
+            cycles = self._one_rank.collective_cycles(node)
+            if cycles is not None:
+                return cycles
+        traces = ((node,),) * network.ranks
+        result = simulate(traces, network, system, options, exact_order=False)
+        return result.wall_time

@@ -53,7 +53,7 @@ def simulate_symmetric(inputs: Inputs, exact_order: bool) -> Result | None:
 
     Without ``exact_order`` ranks that finish together may be in another order.
     """
-    if not _is_symmetric(inputs):
+    if not is_symmetric(inputs):
         return None
     simulation = SymmetricSimulation(inputs)
     try:
@@ -63,7 +63,8 @@ def simulate_symmetric(inputs: Inputs, exact_order: bool) -> Result | None:
     return None if exact_order and not simulation.events.ranking_known else result
 
 
-def _is_symmetric(inputs: Inputs) -> bool:
+def is_symmetric(inputs: Inputs) -> bool:
+    """Whether all ranks do the same on a network that looks the same from each of them."""
     options, first = inputs.options, inputs.traces[0]
     if options.rendezvous or options.link_states or options.collectives_in_flight != 1:
         return False
@@ -129,9 +130,10 @@ class _Events(LocalEvents):
         self._rankings.setdefault(now + delay, self.ranking)
         super().register(delay, call, argument)
 
-    def _run(self, time: int) -> None:
+    def _run(self, calls: list[tuple[Call, Any]]) -> None:
+        time = self.queue.now
         self.ranking = self._rankings[time]
-        super()._run(time)
+        super()._run(calls)
         del self._rankings[time], self._registered[time]
 
 
@@ -190,6 +192,26 @@ class SymmetricSimulation(Simulation):
         ranks = self.network.ranks
         order = self.events.ranking.order(ranks)
         return Result(one.cycles * ranks, one.exposed * ranks, order)
+
+    def collective_cycles(self, node: Node) -> int | None:
+        """Cycles of one collective alone, if it has a closed form of its own.
+
+        Chunks of a single phase pass through their queues in rounds. None if there are more
+        phases, or no closed form.
+        """
+        plan = self.plan(node, 0)
+        if len(plan.steps) > 1:
+            return None
+        try:
+            timing = self._time(plan, 0, 1)
+        except OrderMattersError:
+            return None
+        queues = self.options.num_queues_per_dim
+        if plan.steps[0].queues == "first":
+            queues = max(1, queues // 2)
+        capacity = self.queue_capacity
+        longest_queue = -(-plan.chunks // queues)
+        return -(-longest_queue // capacity) * timing.duration
 
     def make_phase(
         self,
@@ -323,7 +345,10 @@ def _chain(
         for offset in offsets:
             mask ^= offset
         turn = ExclusiveOr(stride, ranks, mask)
-    if exchange.collective in ("ALL_REDUCE", "REDUCE_SCATTER"):
+    if exchange.name == "ring":
+        # The first packet goes out as it is; each of the next P - 1 adds the rank's own share.
+        duration += (ranks - 1) * max(0, exchange.reduction(1))
+    else:
         duration += sum(max(0, exchange.reduction(packet)) for packet in range(messages + 1))
     tail = exchange.reduction(messages)
     return Timing(duration, tail if tail >= 0 else endpoint_delay, (turn,))

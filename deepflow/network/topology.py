@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -65,6 +65,8 @@ class Dimension:
 
         Between leaves of an oversubscribed fat tree the rate is the fair share of the uplinks.
         """
+        if source == destination:
+            raise NetworkError(f"rank {source} sends a message to itself")
         hops = self._constant_hops or self.hops(source, destination)
         key = (hops, size)
         delay = self._delays.get(key)
@@ -180,6 +182,10 @@ class Topology:
         if self.states:
             self._wire()
 
+    def delays(self) -> Callable[[int, int, int], int]:
+        """``delay``, by the shortest way to call it."""
+        return self.delay if self._only is None else self._only.delay
+
     def coordinate(self, rank: int, dimension: int) -> int:
         """Position of a rank in its line of a dimension."""
         return rank // self.strides[dimension] % self.dimensions[dimension].size
@@ -197,8 +203,6 @@ class Topology:
         link on that way is degraded or failed, the delay is the sum of the latencies on the way
         that remains plus the size over its slowest link.
         """
-        if self._only is not None and source != destination:
-            return self._only.delay(source, destination, size)
         for index, dimension in enumerate(self.dimensions):
             a, b = self.coordinate(source, index), self.coordinate(destination, index)
             if a == b:

@@ -96,11 +96,15 @@ class Transport:
 class DelayTransport(Transport):
     """Congestion-unaware: every message takes its delay, however many there are."""
 
+    def __init__(self, queue: EventQueue, topology: Topology, rendezvous: bool) -> None:
+        super().__init__(queue, topology, rendezvous)
+        self._delay = topology.delays()
+
     def transmit(
         self, source: int, destination: int, size: int, tag: int, sent: Notify | None = None
     ) -> None:
         queue = self.queue
-        arrival = queue.now + self.topology.delay(source, destination, size)
+        arrival = queue.now + self._delay(source, destination, size)
         queue.schedule(arrival, self.deliver, ((tag, source, destination, size), sent))
 
 

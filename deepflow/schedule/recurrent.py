@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from deepflow.config.model import LstmModel
 from deepflow.cost.memory import MemoryUse, memory_use
-from deepflow.cost.operators import Cost, OperatorCost, block_cost, operator_cost, total
+from deepflow.cost.operators import Cost, OperatorCost, block_costs, operator_cost, total
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
 from deepflow.mapping.groups import Group
@@ -141,14 +141,16 @@ def run_recurrent(hardware: Hardware, model: LstmModel) -> RecurrentRun:
     groups["host"] = Group(
         "host", 2 if from_host else 1, 1, 2, 0.0, 0.0, host_bandwidth or 0.0, 0.0
     )
+    by_layer = rank_blocks(hardware, model, mapping, batch)
+    every = [
+        block
+        for blocks in by_layer.values()
+        for block in (blocks.forward, blocks.backward, blocks.reduction, blocks.update)
+    ]
+    costs = iter(block_costs(every, hardware, groups))
     layers = {
-        name: LayerCosts(
-            _host_copies(block_cost(blocks.forward, hardware, groups)),
-            block_cost(blocks.backward, hardware, groups),
-            block_cost(blocks.reduction, hardware, groups),
-            block_cost(blocks.update, hardware, groups),
-        )
-        for name, blocks in rank_blocks(hardware, model, mapping, batch).items()
+        name: LayerCosts(_host_copies(next(costs)), next(costs), next(costs), next(costs))
+        for name in by_layer
     }
     hops = [
         operator_cost(
