@@ -12,7 +12,7 @@ from deepflow.cost.operators import OperatorCost
 from deepflow.hardware import Hardware
 from deepflow.mapping.groups import Group
 from deepflow.mapping.parallelism import EMBEDDING, HEAD
-from deepflow.prediction import Prediction, predict, time_by_class
+from deepflow.prediction import Prediction, analytical, predict, time_by_class
 from deepflow.schedule.training import StageResult, TrainingRun, run_training
 from deepflow.workload.operators import (
     Attention,
@@ -61,8 +61,12 @@ def explain(hardware: Hardware, model: ModelConfig) -> str:
         InfeasiblePoint, ConfigError, DeepFlowError: as ``predict``.
     """
     prediction = predict(hardware, model)
+    if prediction.backend_used == "analytical":
+        hardware = analytical(hardware)
     lines = [f"{model.name} on {hardware.config.name}", ""]
     lines += _machine(hardware)
+    if prediction.fallback_reason:
+        lines += [f"analytical instead of astra: {prediction.fallback_reason}", ""]
     match model:
         case GemmModel():
             lines += _gemm(hardware, model, prediction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import field, fields
+from dataclasses import field, fields, replace
 from typing import Any
 
 from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig, VitModel
@@ -17,8 +17,6 @@ from deepflow.workload.transformer import (
     model_flops_per_token,
     parameter_count,
 )
-
-ASTRA_REASON = "the astra backend is not part of this version"
 
 
 @record(frozen=True)
@@ -146,10 +144,43 @@ TIME_COLUMNS = tuple(
 def predict(hardware: Hardware, model: ModelConfig) -> Prediction:
     """Predicts one point.
 
+    With the astra backend, collectives and transfers take the time that a network simulator says.
+    If it has no answer, the analytical model gives one and the prediction says why, unless
+    ``execution_backend.astra.fallback`` is "error".
+
     Raises:
         InfeasiblePoint: the point is well formed but cannot exist.
-        DeepFlowError: the hardware cannot run it at all (no bandwidth, no compute).
+        DeepFlowError: the hardware cannot run it at all (no bandwidth, no compute), or the
+            simulator has no answer and there is no fallback.
     """
+    backend = hardware.config.execution_backend
+    if backend.model == "analytical":
+        return _predict(hardware, model)
+    from deepflow.astra.runner import AstraSimError
+    from deepflow.network.graph import NetworkError
+
+    try:
+        if backend.astra.mode != "hybrid":
+            raise NetworkError(
+                f"execution_backend.astra.mode {backend.astra.mode} is not part of this version;"
+                " hybrid is"
+            )
+        result = _predict(hardware, model)
+        return replace(result, backend_requested=backend.model, backend_used=backend.model)
+    except (NetworkError, AstraSimError) as error:
+        if backend.astra.fallback == "error":
+            raise
+        result = _predict(analytical(hardware), model)
+        return replace(result, backend_requested=backend.model, fallback_reason=str(error))
+
+
+def analytical(hardware: Hardware) -> Hardware:
+    """``hardware`` with closed forms for its network, whatever it asks for."""
+    changed = replace(hardware.config.execution_backend, model="analytical")
+    return replace(hardware, config=replace(hardware.config, execution_backend=changed))
+
+
+def _predict(hardware: Hardware, model: ModelConfig) -> Prediction:
     match model:
         case LlmModel():
             result = _predict_training(hardware, model)
@@ -164,15 +195,6 @@ def predict(hardware: Hardware, model: ModelConfig) -> Prediction:
         if value is not None and not math.isfinite(value):
             raise DeepFlowError(f"the prediction is not finite: {name} = {value}")
     return result
-
-
-def _backend(hardware: Hardware) -> dict[str, Any]:
-    asked = hardware.config.execution_backend.model
-    return {
-        "backend_requested": asked,
-        "backend_used": "analytical",
-        "fallback_reason": "" if asked == "analytical" else ASTRA_REASON,
-    }
 
 
 def _predict_gemm(hardware: Hardware, model: GemmModel) -> Prediction:
@@ -214,7 +236,6 @@ def _predict_gemm(hardware: Hardware, model: GemmModel) -> Prediction:
         tensor_parallel=run.mapping.kernel,
         data_parallel=run.mapping.data,
         bound="launch" if cost.launch > cost.time / 2 else max(operators, key=_time_of).bound,
-        **_backend(hardware),
     )
 
 
@@ -247,7 +268,6 @@ def _predict_training(hardware: Hardware, model: LlmModel) -> Prediction:
             model_flops_per_token(model) * tokens,
             tokens,
         ),
-        **_backend(hardware),
     )
 
 
@@ -272,7 +292,6 @@ def _predict_lstm(hardware: Hardware, model: LstmModel) -> Prediction:
             lstm.model_flops(model),
             model.batch_size * model.seq_len,
         ),
-        **_backend(hardware),
     )
 
 

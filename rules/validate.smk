@@ -1,7 +1,7 @@
 # Predictions beside measurements: every table of a folder, and the page on accuracy.
 #
 #   snakemake --cores all validate --config tables=DIR             rows, plots by table
-#   snakemake --cores all docs/accuracy.md --config tables=DIR     the page, from these
+#   snakemake --cores all --force docs/accuracy.md --config tables=DIR     the page, from these
 #
 # Without tables=DIR these are the samples that the repository has.
 

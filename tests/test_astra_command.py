@@ -247,3 +247,35 @@ def test_a_trace_of_another_version_is_read(tmp_path, capsys):
     code, out, _ = run(capsys, *arguments)
     assert code == 0
     assert finished(out)[2] == (55000, 55000)
+
+
+def test_a_failed_link_makes_the_way_longer_and_an_unknown_one_is_an_error(tmp_path, capsys):
+    network = {**GOOD["network"], "topology": ["Ring"]}
+    arguments = write_case({**GOOD, "network": network}, tmp_path)
+    links = tmp_path / "links.yml"
+
+    def wall_time(text: str) -> int:
+        links.write_text(text)
+        code, out, err = run(capsys, *arguments, f"--link-states={links}")
+        assert (code, err) == (0, "")
+        return max(cycles for cycles, _ in finished(out).values())
+
+    intact = wall_time("[]")
+    degraded = wall_time("- {source: 0, destination: 1, bandwidth_factor: 0.5}\n")
+    failed = wall_time("- {source: 0, destination: 1, bandwidth_factor: 0}\n")
+    assert intact < degraded
+    assert intact < failed
+    for text in ("3", "- 3", "- {source: 0}", "- {source: 0, destination: 2, extra_latency: 1}"):
+        links.write_text(text)
+        code, out, err = run(capsys, *arguments, f"--link-states={links}")
+        assert (code, out) == (1, ""), err
+
+
+def test_congestion_in_several_dimensions_has_to_be_asked_for(tmp_path, capsys):
+    network = {key: values * 2 for key, values in GOOD["network"].items()}
+    system = {**GOOD["system"], "all-reduce-implementation": ["ring", "ring"]}
+    arguments = write_case({**GOOD, "network": network, "system": system}, tmp_path)
+    arguments.append("--network-backend=congestion_aware")
+    assert run(capsys, *arguments)[0] == 1
+    code, out, _ = run(capsys, *arguments, "--congestion-in-all-dimensions")
+    assert (code, len(finished(out))) == (0, 16)

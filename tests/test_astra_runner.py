@@ -17,7 +17,7 @@ from deepflow.astra import runner
 from deepflow.astra.files import SimulationInput
 from deepflow.astra.runner import find_binary, run_binary
 from deepflow.config.hardware import AstraBackend
-from deepflow.network.graph import LinkState, Network, Node, Options, SystemSettings
+from deepflow.network.graph import LinkState, Network, NetworkError, Node, Options, SystemSettings
 from deepflow.network.simulate import simulate
 
 INPUT = SimulationInput(
@@ -155,6 +155,16 @@ def test_what_the_real_program_does_not_have_is_not_asked_of_it(program, options
     given = replace(INPUT, network=Network(("Ring", "Ring"), (2, 2), (1.0, 1.0), (1.0, 1.0)))
     with pytest.raises(runner.AstraSimError, match="does not simulate"):
         run_binary(program(ALL_FINISHED), given, options, timeout=60)
+
+
+def test_input_that_makes_the_real_program_misbehave_is_not_given_to_it(program):
+    # With less than a byte for each chunk the real program takes memory for ever.
+    node = Node(1, "COLL", collective="ALL_GATHER", size_bytes=3)
+    with pytest.raises(NetworkError, match="chunks"):
+        run_binary(program(ALL_FINISHED), replace(INPUT, traces=((node,),) * 4), Options(), 60)
+    mesh = replace(INPUT, network=replace(INPUT.network, topology=("Mesh",)))
+    with pytest.raises(runner.AstraSimError, match="topologies"):
+        run_binary(program(ALL_FINISHED), mesh, Options(), timeout=60)
 
 
 def executable(path: Path, content: str = "#!/bin/sh\n") -> Path:

@@ -63,6 +63,22 @@ def add_astra_sim_command(commands: Any) -> None:
     )
     for name in ("logging-configuration", "comm-scale", "compute-scale"):
         parser.add_argument(f"--{name}", metavar="X", help="accepted, has no effect")
+    beyond = parser.add_argument_group("beyond ASTRA-sim")
+    beyond.add_argument(
+        "--collectives-in-flight",
+        metavar="N",
+        type=_count,
+        default=1,
+        help="communication nodes that a rank runs at once (default: 1, as in ASTRA-sim)",
+    )
+    beyond.add_argument(
+        "--congestion-in-all-dimensions",
+        action="store_true",
+        help="congestion_aware on networks of several dimensions",
+    )
+    beyond.add_argument(
+        "--link-states", metavar="FILE", help="YAML list of degraded and failed links"
+    )
     parser.set_defaults(run=_run, accepts_unknown_options=True)
 
 
@@ -80,7 +96,7 @@ def output_lines(result: Result, now: datetime) -> Iterator[str]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from deepflow.astra.files import SimulationFiles, read_simulation
+    from deepflow.astra.files import SimulationFiles, read_link_states, read_simulation
     from deepflow.network.simulate import simulate
 
     groups = options.comm_group_configuration
@@ -102,6 +118,11 @@ def _run(options: argparse.Namespace) -> None:
             num_queues_per_dim=options.num_queues_per_dim,
             injection_scale=options.injection_scale,
             rendezvous=options.rendezvous_protocol,
+            collectives_in_flight=options.collectives_in_flight,
+            congestion_in_all_dimensions=options.congestion_in_all_dimensions,
+            link_states=()
+            if options.link_states is None
+            else read_link_states(options.link_states),
         ),
         given.groups,
         given.memory,

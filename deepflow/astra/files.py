@@ -23,6 +23,7 @@ from deepflow.config.loading import DeepFlowWarning, read_yaml
 from deepflow.errors import ConfigError
 from deepflow.network.checks import check_groups, check_network, check_system
 from deepflow.network.graph import (
+    LinkState,
     Network,
     NetworkError,
     Node,
@@ -174,6 +175,31 @@ def read_network(path: str | Path) -> Network:
     with _naming(path):
         check_network(network, Options())
     return network
+
+
+def read_link_states(path: str | Path) -> tuple[LinkState, ...]:
+    """A YAML list of links that are not as their dimension says; ASTRA-sim has no such file.
+
+    Each entry has ``source`` and ``destination`` (ranks, or switches as ``Topology`` names
+    them), ``bandwidth_factor`` (1; 0 for a failed link) and ``extra_latency`` (0 ns).
+    """
+    entries = read_yaml(path)
+    if not isinstance(entries, list):
+        raise ConfigError("not a list of links", file=str(path))
+    states = []
+    for entry in entries:
+        keys = _Keys(_mapping(entry, path), path)
+        state = LinkState(
+            source=keys.value("source", _station),
+            destination=keys.value("destination", _station),
+            bandwidth_factor=keys.value("bandwidth_factor", _number, 1.0),
+            extra_latency=keys.value("extra_latency", _number, 0.0),
+        )
+        if state.bandwidth_factor < 0 or state.extra_latency < 0:
+            raise ConfigError("less than 0", file=str(path), value=entry)
+        keys.warn_of_others()
+        states.append(state)
+    return tuple(states)
 
 
 def network_yaml(network: Network) -> str:
@@ -375,6 +401,10 @@ def _whole(value: Any) -> int:
     if _number(value) != int(value):
         raise ValueError("not a whole number")
     return int(value)
+
+
+def _station(value: Any) -> int | str:
+    return value if isinstance(value, str) else _whole(value)
 
 
 def _switch(value: Any) -> bool:

@@ -85,8 +85,7 @@ def _network(group: Group, between_only: bool = False, pair: bool = False) -> Ne
             name = TOPOLOGIES.get(topology)
             if name is None:
                 raise NetworkError(
-                    f"the simulator has no topology {topology!r}; it has"
-                    f" {', '.join(TOPOLOGIES)}"
+                    f"the simulator has no topology {topology!r}; it has {', '.join(TOPOLOGIES)}"
                 )
             hop = latency * NANOSECONDS / _HOPS.get(name, 1)
             # A group's bandwidth is that of a rank, whose links to all others share it.

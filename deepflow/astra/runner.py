@@ -9,7 +9,6 @@ can tell a missing program from a simulation that went wrong.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import shutil
@@ -24,6 +23,8 @@ from pathlib import Path
 from deepflow.astra.files import SimulationFiles, SimulationInput, write_simulation
 from deepflow.config.hardware import AstraBackend
 from deepflow.errors import DeepFlowError
+from deepflow.network.checks import exact_topologies
+from deepflow.network.event_model import Inputs, check
 from deepflow.network.graph import Options, Result
 from deepflow.record import record
 
@@ -108,9 +109,11 @@ def run_binary(binary: Binary, given: SimulationInput, options: Options, timeout
 
     The program gets a folder of its own for its inputs, its working directory and its log, which
     is gone afterwards: programs that run at the same time do not meet. Raises AstraSimError, of
-    the class that says what went wrong.
+    the class that says what went wrong, and NetworkError for input with which the program would
+    crash, fill the memory or print numbers without meaning.
     """
     _require_binary_can(options, given)
+    check(Inputs(given.traces, given.network, given.system, options, given.groups, given.memory))
     with tempfile.TemporaryDirectory(prefix="astra-sim-") as folder:
         files = write_simulation(given, folder)
         command = [binary.path, *_arguments(files, options, Path(folder))]
@@ -148,6 +151,7 @@ def _require_binary_can(options: Options, given: SimulationInput) -> None:
         for name, asked in (
             ("several collectives at once", options.collectives_in_flight != 1),
             ("degraded links", bool(options.link_states)),
+            ("such topologies", not exact_topologies(given.network)),
             (
                 "congestion in several dimensions",
                 options.congestion and len(given.network.npus) > 1,
@@ -180,8 +184,6 @@ def _execute(
     binary: Binary, command: list[str], folder: str, timeout: float
 ) -> tuple[int, str, str]:
     """(exit code, stdout, stderr); a program that runs too long is ended with its children."""
-    if not (timeout > 0 and math.isfinite(timeout)):
-        raise ValueError(f"a timeout of {timeout} s")
     try:
         process = subprocess.Popen(
             command,

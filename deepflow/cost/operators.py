@@ -13,7 +13,7 @@ from operator import add, attrgetter
 
 from deepflow.config.hardware import SoftwareParameters
 from deepflow.cost.attention import attention_cost, attention_limits
-from deepflow.cost.collectives import COPIES_OWN_PART, collective_cost
+from deepflow.cost.collectives import COPIES_OWN_PART, CollectiveCost, collective_cost
 from deepflow.cost.gemm import ElementBytes, GemmCost, gemm_cost, gemm_costs
 from deepflow.cost.grouped_gemm import grouped_gemm_cost
 from deepflow.cost.roofline import roofline_time
@@ -186,6 +186,13 @@ def operator_cost(
             group = groups[operator.group]
             message, times = operator.message_bytes / operator.times, operator.times
             sent = collective_cost(operator.kind, message, group)
+            backend = hardware.config.execution_backend
+            if backend.model == "astra" and sent.time:
+                from deepflow.astra.hybrid import simulated_time
+
+                memory = accelerator.memory[-1].bandwidth
+                time = simulated_time(operator.kind, message, group, backend.astra, memory)
+                sent = CollectiveCost(time, sent.intra_bytes, sent.inter_bytes)
             copied = 0.0
             if sent.time and operator.kind in COPIES_OWN_PART:
                 # A rank's own part is read from one buffer and written to the other.

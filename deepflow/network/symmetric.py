@@ -17,15 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deepflow.network.algorithms import Exchange
+from deepflow.network.closed_forms import Timing, exchange_timing, queued_exchange_timing
 from deepflow.network.collective import CollectivePlan, Phase
 from deepflow.network.event_model import Inputs, Simulation
 from deepflow.network.events import Call, EventQueue, LocalEvents
 from deepflow.network.graph import Node, Result
 from deepflow.network.rank import Rank, Trace
-from deepflow.network.ranking import Direct, ExclusiveOr, Ranking, Rotation, Turn
-from deepflow.network.topology import Dimension
-from deepflow.record import record
+from deepflow.network.ranking import Ranking
 
 SYMMETRIC_NODES = ("COMP", "COLL", "MEM_LOAD", "MEM_STORE")
 SYMMETRIC_TOPOLOGIES = ("Ring", "Switch", "FullyConnected")
@@ -33,19 +31,6 @@ SYMMETRIC_TOPOLOGIES = ("Ring", "Switch", "FullyConnected")
 
 class OrderMattersError(Exception):
     """Something whose outcome only the event model knows."""
-
-
-@record(frozen=True)
-class Timing:
-    """What a phase takes if all ranks of its line start together.
-
-    ``duration`` in ns; ``tail`` is the local delay at its end, part of it. ``turns`` say how the
-    order of ranks changes from the start to the end; None if that is not known.
-    """
-
-    duration: int
-    tail: int
-    turns: tuple[Turn, ...] | None
 
 
 def simulate_symmetric(inputs: Inputs, exact_order: bool) -> Result | None:
@@ -234,166 +219,27 @@ class SymmetricSimulation(Simulation):
         return _Timer(self.events, timing, key, group, done)
 
     def _time(self, plan: CollectivePlan, index: int, direction: int) -> Timing:
-        implementation = plan.steps[index].dimension.implementation
+        dimension = plan.steps[index].dimension
+        implementation = dimension.implementation
         several = len(self.topology.dimensions) > 1
         if implementation.name == "doubleBinaryTree" or (implementation.whole and several):
             raise OrderMattersError
         if plan.endpoint_delay == 0:
             raise OrderMattersError
-        dimension = self.topology.dimensions[plan.steps[index].dimension.index]
+        wiring, stride = self.topology.dimensions[dimension.index], 1
+        if not implementation.whole:
+            stride = self.topology.strides[dimension.index]
         exchange = plan.exchange(index, 0, direction)
-        stride = self.topology.strides[plan.steps[index].dimension.index]
-        if self.options.congestion:
-            alone = self.system.active_chunks_per_dimension == self.options.num_queues_per_dim == 1
-            if not alone:
-                raise OrderMattersError
-        timing = exchange_timing(
-            exchange, plan.endpoint_delay, dimension, stride, self.options.congestion
-        )
+        if not self.options.congestion:
+
+            def delay(step: int, size: int) -> int:
+                return wiring.delay(0, step, size)
+
+            timing = exchange_timing(exchange, plan.endpoint_delay, delay, stride)
+        elif self.system.active_chunks_per_dimension == self.options.num_queues_per_dim == 1:
+            timing = queued_exchange_timing(exchange, plan.endpoint_delay, wiring, stride)
+        else:
+            raise OrderMattersError
         if timing is None:
             raise OrderMattersError
         return timing
-
-
-def exchange_timing(
-    exchange: Exchange, endpoint_delay: int, dimension: Dimension, stride: int, congestion: bool
-) -> Timing | None:
-    """Duration of a phase in which all ranks of a line of ``dimension`` start together.
-
-    None where there is no closed form. ``congestion``: with queues at the links, chunks one at a
-    time. ``stride`` is the distance of neighbours in rank numbers.
-    """
-    ranks = dimension.size
-    delay = _contention_free(exchange, dimension) if congestion else dimension.delay
-    if exchange.window == 1:
-        return None if delay is None else _chain(exchange, endpoint_delay, delay, stride)
-    if delay is None:
-        return _shared_downlink(exchange, endpoint_delay, dimension)
-    size = exchange.size(0)
-    reduction = max(0, exchange.reduction(exchange.window))
-    delays = [delay(0, step, size) for step in range(1, ranks)]
-    equal = min(delays) == max(delays)
-    full = exchange.window == ranks - 1
-    if exchange.collective == "ALL_REDUCE":
-        if not full:
-            return None
-        return _share_and_gather(exchange, endpoint_delay, delays, reduction, stride)
-    if full:
-        last = [step + 1 for step, value in enumerate(delays) if value == max(delays)]
-        duration = 2 * endpoint_delay + max(delays) + reduction
-        tail = reduction if exchange.collective == "REDUCE_SCATTER" else endpoint_delay
-        return Timing(duration, tail, (Direct(stride, ranks, _signed(last, exchange)),))
-    if not equal or (ranks - 1) % exchange.window:
-        return None
-    rounds = (ranks - 1) // exchange.window
-    duration = endpoint_delay + rounds * (delays[0] + endpoint_delay)
-    tail = endpoint_delay
-    if exchange.collective == "REDUCE_SCATTER":
-        duration += (rounds + 1) // 2 * reduction
-        tail = reduction if rounds % 2 else endpoint_delay
-    turns = [
-        Direct(stride, ranks, _signed(range(first, first + exchange.window), exchange))
-        for first in range(1, ranks, exchange.window)
-    ]
-    return Timing(duration, tail, tuple(turns))
-
-
-def _signed(steps: Sequence[int], exchange: Exchange) -> tuple[int, ...]:
-    return tuple(exchange.direction * step for step in steps)
-
-
-def _contention_free(
-    exchange: Exchange, dimension: Dimension
-) -> Callable[[int, int, int], int] | None:
-    """Delay of messages that never wait at a link, store and forward; None if they may wait."""
-    kind = dimension.kind
-    if kind == "Ring" and exchange.name != "ring":
-        return None
-    if kind == "Switch" and exchange.window > 1:
-        return None
-    links = 2 if kind == "Switch" else 1
-
-    def delay(_source: int, _destination: int, size: int) -> int:
-        return links * int(dimension.latency + size / dimension.rate)
-
-    return delay
-
-
-def _chain(
-    exchange: Exchange, endpoint_delay: int, delay: Callable[[int, int, int], int], stride: int
-) -> Timing:
-    """One message at a time: ring, halving-doubling, direct with a window of one.
-
-    Every message waits for the one before it: an endpoint delay, a reduction for some, the way.
-    """
-    ranks, messages = len(exchange.members), exchange.messages
-    duration = (messages + 1) * endpoint_delay
-    turn: Turn
-    if exchange.name == "ring":
-        duration += messages * delay(0, 1, exchange.size(0))
-        turn = Rotation(stride, ranks, messages * exchange.direction)
-    elif exchange.name == "direct":
-        size = exchange.size(0)
-        steps = [1 + packet % (ranks - 1) for packet in range(messages)]
-        duration += sum(delay(0, step, size) for step in steps)
-        turn = Rotation(stride, ranks, sum(steps) * exchange.direction)
-    else:
-        offsets = [exchange.offset(packet) for packet in range(messages)]
-        sizes = exchange.sizes
-        duration += sum(delay(0, *way) for way in zip(offsets, sizes, strict=True))
-        mask = 0
-        for offset in offsets:
-            mask ^= offset
-        turn = ExclusiveOr(stride, ranks, mask)
-    if exchange.name == "ring":
-        # The first packet goes out as it is; each of the next P - 1 adds the rank's own share.
-        duration += (ranks - 1) * max(0, exchange.reduction(1))
-    else:
-        duration += sum(max(0, exchange.reduction(packet)) for packet in range(messages + 1))
-    tail = exchange.reduction(messages)
-    return Timing(duration, tail if tail >= 0 else endpoint_delay, (turn,))
-
-
-def _shared_downlink(
-    exchange: Exchange, endpoint_delay: int, dimension: Dimension
-) -> Timing | None:
-    """Direct over a switch with queues: everybody's messages follow each other on every link."""
-    ranks = dimension.size
-    full = exchange.name == "direct" and exchange.window == ranks - 1
-    if dimension.kind != "Switch" or not full or exchange.collective == "ALL_REDUCE":
-        return None
-    occupied = exchange.size(0) / dimension.rate
-    reduction = max(0, exchange.reduction(exchange.window))
-    duration = 2 * endpoint_delay + (ranks - 2) * int(occupied) + reduction
-    duration += 2 * int(dimension.latency + occupied)
-    tail = reduction if exchange.collective == "REDUCE_SCATTER" else endpoint_delay
-    # Which of two messages enters a downlink first hangs on fractions of a nanosecond.
-    return Timing(duration, tail, None)
-
-
-def _share_and_gather(
-    exchange: Exchange, endpoint_delay: int, delays: Sequence[int], reduction: int, stride: int
-) -> Timing:
-    """Direct all-reduce: shares to all peers, reductions, and results back to all peers.
-
-    Results leave from when all shares are in; peers nearby may have had theirs reduced before.
-    """
-    ranks = len(exchange.members)
-    ready = sorted(2 * endpoint_delay + reduction + delay for delay in delays)
-    complete = next(time for time in ready if time >= endpoint_delay + max(delays))
-    leave = [max(time, complete) for time in ready]
-    arrive = [start + delay for start, delay in zip(leave, delays, strict=True)]
-    last = max(arrive)
-    first_leaving = min(start for start, end in zip(leave, arrive, strict=True) if end == last)
-    shared = [
-        step + 1
-        for step, delay in enumerate(delays)
-        if 2 * endpoint_delay + reduction + delay == first_leaving
-    ]
-    gathered = [
-        step + 1
-        for step, (start, end) in enumerate(zip(leave, arrive, strict=True))
-        if end == last and start == first_leaving
-    ]
-    turns = tuple(Direct(stride, ranks, _signed(steps, exchange)) for steps in (shared, gathered))
-    return Timing(endpoint_delay + last, endpoint_delay, turns)

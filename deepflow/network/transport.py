@@ -33,7 +33,8 @@ class Transport:
     def __init__(self, queue: EventQueue, topology: Topology, rendezvous: bool) -> None:
         self.queue = queue
         self.topology = topology
-        self.waiting: dict[Key, list[Notify]] = {}
+        # Nearly always one receive per key, so a list is made only for several.
+        self.waiting: dict[Key, Notify | list[Notify]] = {}
         self.early: dict[Key, int] = {}
         if rendezvous:
             self.send: Callable[..., None] = self._send_after_token
@@ -53,28 +54,29 @@ class Transport:
         key, sent = message
         if sent is not None:
             sent(None)
-        receivers = self.waiting.get(key)
-        if receivers is None:
+        receiver = self.waiting.pop(key, None)
+        if receiver is None:
             self.early[key] = self.early.get(key, 0) + 1
-        elif len(receivers) == 1:
-            del self.waiting[key]
-            receivers[0](None)
+        elif isinstance(receiver, list):
+            first, *others = receiver
+            self.waiting[key] = others if len(others) > 1 else others[0]
+            first(None)
         else:
-            receivers.pop(0)(None)
+            receiver(None)
 
     def _post(self, source: int, destination: int, size: int, tag: int, received: Notify) -> None:
         key = (tag, source, destination, size)
-        early = self.early.get(key)
+        early = self.early.get(key) if self.early else 0
         if early:
             if early == 1:
                 del self.early[key]
             else:
                 self.early[key] = early - 1
             self.queue.schedule(self.queue.now, received, None)
-        elif key in self.waiting:
-            self.waiting[key].append(received)
-        else:
-            self.waiting[key] = [received]
+            return
+        others = self.waiting.setdefault(key, received)
+        if others is not received:
+            self.waiting[key] = [*(others if isinstance(others, list) else (others,)), received]
 
     def _send_after_token(
         self, source: int, destination: int, size: int, tag: int, sent: Notify | None = None

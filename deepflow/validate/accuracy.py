@@ -22,9 +22,10 @@ _HEADING = """# Accuracy
 
 Predictions beside measurements on real hardware, with model version {version}. The data are
 {data}.
-Do not edit this page: `snakemake --cores all docs/accuracy.md --config tables=DIR` writes it from
-a folder of tables. `deepflow validate TABLE.csv` compares a table of your own;
-[model.md](model.md) says how predictions are made.
+Do not edit this page, which is written from a folder of tables by
+`snakemake --cores all --force docs/accuracy.md --config tables=DIR`.
+`deepflow validate TABLE.csv` compares a table of your own; [model.md](model.md) says how
+predictions are made.
 
 Errors are absolute, in per cent of the measured value, unless called a bias (predicted over
 measured, in the median). Of yes-or-no answers the error is the share of wrong ones. Parameters

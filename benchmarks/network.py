@@ -1,0 +1,179 @@
+"""The network simulator: short cuts against the event model, and both against ASTRA-sim's cost.
+
+The baseline is ``simulate_events``, every message an event, in the same run. The CPU seconds of
+ASTRA-sim's own binaries for the same inputs (64 MiB over a switch, 4 chunks) are given beside it;
+they were taken on another machine. ``--exact`` runs all reference cases on both backends and
+both ways and counts those in which every rank has the binary's cycles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from deepflow.network.graph import Network, NetworkError, Node, Options, Result, SystemSettings
+from deepflow.network.simulate import CollectiveTimes, simulate, simulate_events
+from measure import Row, describe_machine, median_seconds, print_table
+from tests import network_cases
+
+SIZE = 64 * 2**20
+# CPU seconds of the binaries: ranks, algorithm, collective -> unaware, aware.
+BINARY_SECONDS = {
+    (64, "ring", "ALL_REDUCE"): (0.03, 0.05),
+    (64, "halvingDoubling", "ALL_REDUCE"): (0.02, 0.02),
+    (64, "doubleBinaryTree", "ALL_REDUCE"): (0.02, 0.02),
+    (64, "direct", "ALL_TO_ALL"): (0.04, 0.06),
+    (256, "ring", "ALL_REDUCE"): (0.36, 0.57),
+    (256, "halvingDoubling", "ALL_REDUCE"): (0.10, 0.10),
+    (256, "doubleBinaryTree", "ALL_REDUCE"): (0.10, 0.10),
+    (256, "direct", "ALL_TO_ALL"): (1.2, 2.0),
+    (1024, "ring", "ALL_REDUCE"): (9.6, 19.7),
+    (1024, "halvingDoubling", "ALL_REDUCE"): (1.4, 1.4),
+    (1024, "direct", "ALL_TO_ALL"): (61.0, None),
+}
+LARGEST_EVENT_MODEL = 256  # ranks; beyond that the baseline takes minutes
+
+
+def switch(ranks: int) -> Network:
+    return Network(("Switch",), (ranks,), (50.0,), (500.0,))
+
+
+def system(algorithm: str, dimensions: int = 1) -> SystemSettings:
+    algorithms = (algorithm,) * dimensions
+    return SystemSettings(
+        scheduling_policy="LIFO",
+        collective_optimization="localBWAware",
+        preferred_dataset_splits=4,
+        local_mem_bw=1600,
+        all_reduce_implementation=algorithms,
+        all_gather_implementation=algorithms,
+        reduce_scatter_implementation=algorithms,
+        all_to_all_implementation=algorithms,
+    )
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def collectives() -> list[Row]:
+    rows = []
+    for (ranks, algorithm, kind), seconds in BINARY_SECONDS.items():
+        node = Node(1, "COLL", collective=kind, size_bytes=SIZE)
+        traces = ((node,),) * ranks
+        for congestion in (False, True):
+            binary = seconds[congestion]
+            options = Options(congestion=congestion)
+            name = f"{kind.lower()}, {algorithm}, {ranks} ranks{', aware' * congestion}"
+
+            def shortest(
+                traces: Sequence[Sequence[Node]] = traces,
+                ranks: int = ranks,
+                algorithm: str = algorithm,
+                options: Options = options,
+            ) -> Result:
+                return simulate(
+                    traces, switch(ranks), system(algorithm), options, exact_order=False
+                )
+
+            short = min(cpu_seconds(shortest) for _ in range(3))
+            times = [f"{short * 1e3:.2f} ms"]
+            if ranks <= LARGEST_EVENT_MODEL:
+                events = cpu_seconds(
+                    lambda traces=traces, ranks=ranks, algorithm=algorithm, options=options: (  # type: ignore[misc]
+                        simulate_events(traces, switch(ranks), system(algorithm), options)
+                    )
+                )
+                times.append(f"event model {events * 1e3:.0f} ms")
+                if binary:
+                    times.append(f"= {events / binary:.1f} x binary")
+            if binary:
+                times.append(f"binary {binary:g} s = {binary / short:,.0f} x")
+            target = ">= 1,000 x faster than the binary" if ranks == 1024 else "events <= 3 x"
+            rows.append(Row(name, ", ".join(times), target))
+    return rows
+
+
+def closed_forms() -> list[Row]:
+    rows = []
+    for algorithm in ("ring", "direct", "halvingDoubling"):
+        times = CollectiveTimes(switch(8), system(algorithm))
+
+        def new_size(index: int, times: CollectiveTimes = times) -> int:
+            return times.cycles("ALL_REDUCE", SIZE + 4096 * index)
+
+        seconds = median_seconds(new_size, 200)
+        rows.append(
+            Row(f"one new all_reduce, {algorithm}, 8 ranks", f"{seconds * 1e6:.0f} us", "10-50 us")
+        )
+    return rows
+
+
+def chain(count: int) -> tuple[Node, ...]:
+    nodes = []
+    for index in range(count):
+        before = (2 * index - 1,) if index else ()
+        nodes.append(Node(2 * index, "COMP", duration_us=100, dependencies=before))
+        nodes.append(
+            Node(
+                2 * index + 1,
+                "COLL",
+                collective="ALL_REDUCE",
+                size_bytes=SIZE,
+                dependencies=(2 * index,),
+            )
+        )
+    return tuple(nodes)
+
+
+def graphs() -> list[Row]:
+    short = cpu_seconds(lambda: simulate([chain(1000)] * 64, switch(64), system("ring")))
+    events = cpu_seconds(lambda: simulate_events([chain(10)] * 64, switch(64), system("ring")))
+    value = f"{short * 1e3:.0f} ms; event model {events * 100:.0f} s (from 10 of them), binary 25 s"
+    return [Row("1,000 x (compute, ring all_reduce), 64 ranks", value, "< 1 s")]
+
+
+def exactness() -> list[Row]:
+    counts: Counter[str] = Counter()
+    for entry in network_cases.read("cases"):
+        for backend, congestion in network_cases.BACKENDS.items():
+            case = network_cases.build(entry, congestion)
+            expected = entry["result"][backend]
+            answered = expected["rc"] == 0 and None not in expected["cycles"]
+            for way in (simulate, simulate_events):
+                name = f"{way.__name__}, {backend}"
+                arguments = (case.traces, case.network, case.system, case.options, case.groups)
+                try:
+                    result = way(*arguments)
+                except NetworkError:
+                    counts[
+                        f"{name}: {'wrong' if answered else 'error where the binary fails'}"
+                    ] += 1
+                    continue
+                same = (list(result.cycles), list(result.exposed), list(result.order)) == (
+                    expected["cycles"],
+                    expected["exposed"],
+                    expected["order"],
+                )
+                counts[f"{name}: {'exact' if same else 'wrong'}"] += 1
+    return [Row(name, f"{count} cases", "no wrong one") for name, count in sorted(counts.items())]
+
+
+def measure() -> list[Row]:
+    return [*closed_forms(), *graphs(), *collectives()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--exact", action="store_true", help="all reference cases instead")
+    rows = exactness() if parser.parse_args().exact else measure()
+    print(describe_machine(), end="\n\n")
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
