@@ -72,6 +72,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_all_reductions",
         "_reductions",
         "collective",
         "direction",
@@ -120,6 +121,7 @@ class Exchange:
             self.window, self.reduced_run = 1, steps - 1
             self.messages = 2 * steps if reduces else steps
             self.sizes = self._halving_sizes(data, steps)
+        self._all_reductions: list[int] | None = None
         self.shares_first = reduces and self.name == "direct"
         self._reductions = (
             [reduction_delay(size, local_mem_bw) for size in self.sizes]
@@ -140,11 +142,6 @@ class Exchange:
         smallest = 2 * (down[-1] // 2)
         return tuple(down + [smallest << step for step in range(steps)])
 
-    def size(self, packet: int) -> int:
-        """Bytes of a packet; packets past the last message repeat the last size."""
-        sizes = self.sizes
-        return sizes[packet] if packet < len(sizes) else sizes[-1]
-
     def reduction(self, packet: int) -> int:
         """ns of the reduction that preparing this packet includes; -1 if there is none."""
         delays = self._reductions
@@ -154,6 +151,13 @@ class Exchange:
         if place < self.window or (turn % 2 and self.collective == "ALL_REDUCE"):
             return -1
         return delays[packet] if packet < len(delays) else delays[-1]
+
+    def all_reductions(self) -> list[int]:
+        """``reduction`` of every packet of a rank; empty if there are none."""
+        if self._all_reductions is None:
+            packets = self.messages + self.window if self._reductions else 0
+            self._all_reductions = [self.reduction(packet) for packet in range(packets)]
+        return self._all_reductions
 
     def peers(self, position: int, packet: int) -> tuple[int, int]:
         """Ranks that a packet goes to, and that the matching message comes from."""
@@ -194,6 +198,7 @@ class ExchangePhase:
         "_credits",
         "_done",
         "_endpoint_delay",
+        "_equal_size",
         "_exchange",
         "_left",
         "_neighbours",
@@ -201,6 +206,7 @@ class ExchangePhase:
         "_prepared",
         "_rank",
         "_received",
+        "_reductions",
         "_register",
         "_tag",
         "_transport",
@@ -226,6 +232,8 @@ class ExchangePhase:
         self._prepared = self._received = self._credits = 0
         # A ring's neighbours never change, so they are looked up once.
         self._neighbours = exchange.peers(self._position, 0) if exchange.name == "ring" else None
+        self._reductions = exchange.all_reductions()
+        self._equal_size = exchange.sizes[0] if len(exchange.sizes) == 1 else 0
 
     def start(self) -> None:
         """Prepare the window."""
@@ -247,7 +255,7 @@ class ExchangePhase:
         self._register(self._endpoint_delay, self._endpoint_passed, packet)
 
     def _endpoint_passed(self, packet: int) -> None:
-        delay = self._exchange.reduction(packet)
+        delay = self._reductions[packet] if self._reductions else -1
         if delay < 0:
             self._credit(packet)
         else:
@@ -276,7 +284,7 @@ class ExchangePhase:
         self._credits -= 1
         exchange, rank, transport = self._exchange, self._rank, self._transport
         destination, source = self._neighbours or exchange.peers(self._position, packet)
-        size, tag = exchange.size(packet), self._tag
+        size, tag = self._equal_size or exchange.sizes[packet], self._tag
         transport.send(rank, destination, size, tag)
         transport.receive(source, rank, size, tag, self._on_message)
 

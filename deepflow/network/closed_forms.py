@@ -44,7 +44,7 @@ def exchange_timing(
     ranks = len(exchange.members)
     if exchange.window == 1:
         return _chain(exchange, endpoint_delay, delay, stride)
-    size = exchange.size(0)
+    size = exchange.sizes[0]
     reduction = max(0, exchange.reduction(exchange.window))
     delays = [delay(step, size) for step in range(1, ranks)]
     full = exchange.window == ranks - 1
@@ -106,10 +106,10 @@ def _chain(exchange: Exchange, endpoint_delay: int, delay: StepDelay, stride: in
     duration = (messages + 1) * endpoint_delay
     turn: Turn
     if exchange.name == "ring":
-        duration += messages * delay(1, exchange.size(0))
+        duration += messages * delay(1, exchange.sizes[0])
         turn = Rotation(stride, ranks, messages * exchange.direction)
     elif exchange.name == "direct":
-        size = exchange.size(0)
+        size = exchange.sizes[0]
         steps = [1 + packet % (ranks - 1) for packet in range(messages)]
         duration += sum(delay(step, size) for step in steps)
         turn = Rotation(stride, ranks, sum(steps) * exchange.direction)
@@ -137,7 +137,7 @@ def _shared_downlink(
     ranks = dimension.size
     if exchange.window < ranks - 1 or exchange.collective == "ALL_REDUCE":
         return None
-    occupied = exchange.size(0) / dimension.rate
+    occupied = exchange.sizes[0] / dimension.rate
     reduction = max(0, exchange.reduction(exchange.window))
     duration = 2 * endpoint_delay + (ranks - 2) * int(occupied) + reduction
     duration += 2 * int(dimension.latency + occupied)

@@ -15,6 +15,7 @@ from deepflow.network.graph import (
     Result,
     SystemSettings,
 )
+from deepflow.network.lockstep import simulate_lockstep
 from deepflow.network.symmetric import SymmetricSimulation, is_symmetric, simulate_symmetric
 
 
@@ -39,7 +40,10 @@ def simulate(
     """
     inputs = Inputs(traces, network, system, options or Options(), groups or {}, memory)
     check(inputs)
-    return simulate_symmetric(inputs, exact_order) or Simulation(inputs).run()
+    result = simulate_symmetric(inputs, exact_order)
+    if result is None and not exact_order:
+        result = simulate_lockstep(inputs)
+    return result or Simulation(inputs).run()
 
 
 def simulate_events(

@@ -20,17 +20,14 @@ from typing import Any
 from deepflow.network.closed_forms import Timing, exchange_timing, queued_exchange_timing
 from deepflow.network.collective import CollectivePlan, Phase
 from deepflow.network.event_model import Inputs, Simulation
-from deepflow.network.events import Call, EventQueue, LocalEvents
+from deepflow.network.events import Call, EventQueue
 from deepflow.network.graph import Node, Result
 from deepflow.network.rank import Rank, Trace
 from deepflow.network.ranking import Ranking
+from deepflow.network.timers import OrderMattersError, PhaseEvents, Timer
 
 SYMMETRIC_NODES = ("COMP", "COLL", "MEM_LOAD", "MEM_STORE")
 SYMMETRIC_TOPOLOGIES = ("Ring", "Switch", "FullyConnected")
-
-
-class OrderMattersError(Exception):
-    """Something whose outcome only the event model knows."""
 
 
 def simulate_symmetric(inputs: Inputs, exact_order: bool) -> Result | None:
@@ -66,11 +63,10 @@ def is_symmetric(inputs: Inputs) -> bool:
     )
 
 
-class _Events(LocalEvents):
+class _Events(PhaseEvents):
     """Local events of one rank that know in which order the ranks execute them.
 
-    They notice events that are registered together and whose order is not known. The order of
-    the ranks is known as long as different things do not overlap: an event inside a phase that
+    The order is known as long as different things do not overlap: an event inside a phase that
     meets another one's nanosecond would take over the order of ranks of that one.
     """
 
@@ -79,7 +75,6 @@ class _Events(LocalEvents):
         self.ranking = Ranking()
         self.ranking_known = True
         self._rankings: dict[int, Ranking] = {}
-        self._registered: dict[int, dict[int, object]] = {}
         self._phases: dict[object, int] = {}
         self._nodes_until = 0
 
@@ -88,7 +83,7 @@ class _Events(LocalEvents):
         self._nodes_until = max(self._nodes_until, end)
         self._forget_ended_phases()
         self.ranking_known = self.ranking_known and not self._phases
-        self.register_as(None, delay, call, argument)
+        super().register(delay, call, argument)
 
     def begin_phase(self, kind: object, end: int) -> None:
         """A phase begins; phases of one ``kind`` that begin together stay together."""
@@ -103,27 +98,18 @@ class _Events(LocalEvents):
         if any(end <= now for end in self._phases.values()):
             self._phases = {key: end for key, end in self._phases.items() if end > now}
 
-    def register_as(self, group: object, delay: int, call: Call, argument: Any) -> None:
-        """Register an event that may come before or after others of its ``group``.
-
-        ``group`` None stands for issued nodes, which are registered in a known order.
-        """
-        now = self.queue.now
-        marks = self._registered.setdefault(now + delay, {})
-        if marks.setdefault(now, group) != group:
-            raise OrderMattersError
-        self._rankings.setdefault(now + delay, self.ranking)
-        super().register(delay, call, argument)
+    def opened(self, time: int, by_phase: bool) -> None:
+        self._rankings[time] = self.ranking
 
     def _run(self, calls: list[tuple[Call, Any]]) -> None:
         time = self.queue.now
         self.ranking = self._rankings[time]
         super()._run(calls)
-        del self._rankings[time], self._registered[time]
+        del self._rankings[time]
 
 
-class _Timer:
-    """A phase of known duration."""
+class _RankedTimer(Timer):
+    """A timer that also follows the order of the ranks."""
 
     def __init__(
         self,
@@ -133,31 +119,26 @@ class _Timer:
         group: object,
         done: Callable[[], None],
     ) -> None:
-        self._events = events
-        self._timing = timing
+        super().__init__(events, timing, group, done)
+        self._ranked_events = events
         self._kind = kind
-        self._group = group
-        self._done = done
         self._ranking = events.ranking
 
     def start(self) -> None:
         """Wait until the local delay at the end begins."""
-        queue, timing = self._events.queue, self._timing
-        self._ranking = self._events.ranking
-        self._events.begin_phase(self._kind, queue.now + timing.duration)
-        queue.schedule(queue.now + timing.duration - timing.tail, self._last_delay, None)
+        events = self._ranked_events
+        self._ranking = events.ranking
+        events.begin_phase(self._kind, events.queue.now + self.timing.duration)
+        super().start()
 
-    def waits_for(self) -> str:
-        """Timers wait for nobody."""
-        return "its timer"
-
-    def _last_delay(self, _: object) -> None:
-        events = self._events
-        if self._timing.turns is None:
+    def last_delay(self, _: object) -> None:
+        """The local delay at the end begins: the order of ranks has changed since the start."""
+        events = self._ranked_events
+        if self.timing.turns is None:
             events.ranking_known = False
         else:
-            events.ranking = self._ranking.after(self._timing.turns)
-        events.register_as(self._group, self._timing.tail, lambda _: self._done(), None)
+            events.ranking = self._ranking.after(self.timing.turns)
+        super().last_delay(_)
 
 
 class SymmetricSimulation(Simulation):
@@ -216,7 +197,7 @@ class SymmetricSimulation(Simulation):
         # unless they go on into different queues.
         alike = len(plan.steps) == 1 or self.options.num_queues_per_dim == 1
         group: object = (id(plan), index) if alike else object()
-        return _Timer(self.events, timing, key, group, done)
+        return _RankedTimer(self.events, timing, key, group, done)
 
     def _time(self, plan: CollectivePlan, index: int, direction: int) -> Timing:
         dimension = plan.steps[index].dimension

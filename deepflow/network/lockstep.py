@@ -1,0 +1,193 @@
+"""All ranks, but collectives as timers: exact wherever the members of a collective keep step.
+
+Ranks of a model run different traces (pipeline stages, groups), yet those that share a collective
+usually reach it in the same nanosecond. Then its phases have closed forms, and only sends,
+receives and nodes are events. If the members of any collective come at different times, or if
+two things of one nanosecond could go either way, ``simulate_lockstep`` gives up and returns
+None. Only for networks without contention: there, nothing else couples ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from deepflow.network.closed_forms import Timing, exchange_timing
+from deepflow.network.collective import CollectivePlan, Phase
+from deepflow.network.event_model import Inputs, Simulation
+from deepflow.network.events import EventQueue
+from deepflow.network.graph import Node, Result
+from deepflow.network.rank import Rank, Trace
+from deepflow.network.timers import OrderMattersError, PhaseEvents, Timer
+from deepflow.network.topology import Topology
+from deepflow.network.transport import DelayTransport, Notify
+
+ENDS_OF_PHASES = -1  # in the place of the rank that put an event into the queue
+KEPT_TIMES = 256
+
+
+def simulate_lockstep(inputs: Inputs) -> Result | None:
+    """The result of the event model up to the order of ranks that finish together, or None."""
+    options = inputs.options
+    if options.congestion or options.rendezvous or options.link_states:
+        return None
+    if options.collectives_in_flight != 1 or options.num_queues_per_dim != 1:
+        return None
+    simulation = LockstepSimulation(inputs)
+    try:
+        result = simulation.run()
+    except OrderMattersError:
+        return None
+    return result if simulation.all_together else None
+
+
+class _Arrivals:
+    """Who put events into the queue for a rank, by the time they are due and were put there.
+
+    Events of one nanosecond are executed in the order in which they were put. If two were put in
+    the same nanosecond by different ranks, that order hangs on things nobody follows here.
+    """
+
+    def __init__(self, queue: EventQueue) -> None:
+        self._queue = queue
+        self._put: dict[int, dict[int, int]] = {}
+
+    def put(self, time: int, by: int) -> None:
+        """Note an event for ``time`` that is being put by rank ``by``."""
+        now = self._queue.now
+        times = self._put.get(time)
+        if times is None:
+            if len(self._put) > KEPT_TIMES:
+                self._put = {due: put for due, put in self._put.items() if due >= now}
+            self._put[time] = {now: by}
+        elif times.setdefault(now, by) != by:
+            raise OrderMattersError
+
+
+class _Events(PhaseEvents):
+    """Local events of one rank that are noted among its arrivals."""
+
+    def __init__(self, queue: EventQueue, rank: int, arrivals: _Arrivals) -> None:
+        super().__init__(queue)
+        self._rank = rank
+        self._arrivals = arrivals
+
+    def opened(self, time: int, by_phase: bool) -> None:
+        self._arrivals.put(time, ENDS_OF_PHASES if by_phase else self._rank)
+
+
+class _Transport(DelayTransport):
+    """Messages that are noted among the arrivals of both ends."""
+
+    def __init__(self, queue: EventQueue, topology: Topology, arrivals: list[_Arrivals]) -> None:
+        super().__init__(queue, topology, rendezvous=False)
+        self._arrivals = arrivals
+
+    def transmit(
+        self, source: int, destination: int, size: int, tag: int, sent: Notify | None = None
+    ) -> None:
+        time = self.queue.now + self.topology.delay(source, destination, size)
+        if time == self.queue.now:
+            raise OrderMattersError
+        self._arrivals[source].put(time, source)
+        self._arrivals[destination].put(time, source)
+        super().transmit(source, destination, size, tag, sent)
+
+
+class LockstepSimulation(Simulation):
+    """The event model with timers in the place of phases."""
+
+    def make_ranks(self, traces: Sequence[Sequence[Node]]) -> list[Rank]:
+        """All ranks, with events that are watched."""
+        arrivals = [_Arrivals(self.queue) for _ in traces]
+        self.transport = _Transport(self.queue, self.topology, arrivals)
+        self._events = [_Events(self.queue, rank, noted) for rank, noted in enumerate(arrivals)]
+        self._timings: dict[tuple[int, int, int, int], Timing] = {}
+        # Collectives under way: since when, and how many members are still to come.
+        self._joined: dict[tuple[object, ...], tuple[int, int]] = {}
+        self._streams: dict[tuple[int, int], int] = {}
+        shared: dict[int, Trace] = {}
+        for nodes in traces:
+            if id(nodes) not in shared:
+                shared[id(nodes)] = Trace(nodes, self.duration)
+        return [
+            Rank(rank, shared[id(nodes)], self._events[rank], self)
+            for rank, nodes in enumerate(traces)
+        ]
+
+    @property
+    def all_together(self) -> bool:
+        """Whether no collective is left in which members are missing."""
+        return not self._joined
+
+    def plan(self, node: Node, rank: int) -> CollectivePlan:
+        """The plan of a collective that ``rank`` joins now.
+
+        Raises OrderMattersError if other members joined it at another time.
+        """
+        plan = super().plan(node, rank)
+        stream = self._streams.get((rank, node.group), 0)
+        self._streams[rank, node.group] = stream + plan.chunks
+        first, members = self._members(plan, rank)
+        key = (id(plan), first, stream)
+        now = self.queue.now
+        since, missing = self._joined.get(key, (now, members))
+        if since != now:
+            raise OrderMattersError
+        if missing > 1:
+            self._joined[key] = (now, missing - 1)
+        else:
+            del self._joined[key]
+        return plan
+
+    def make_phase(
+        self,
+        rank: Rank,
+        plan: CollectivePlan,
+        index: int,
+        choice: int,
+        tag: int,
+        done: Callable[[], None],
+    ) -> Phase:
+        """A timer for one chunk's phase."""
+        key = (id(plan), index, plan.members(index, rank.rank)[0], choice)
+        timing = self._timings.get(key)
+        if timing is None:
+            timing = self._timings[key] = self._time(plan, index, rank.rank, choice)
+        return Timer(self._events[rank.rank], timing, (id(plan), index), done)
+
+    def _members(self, plan: CollectivePlan, rank: int) -> tuple[int, int]:
+        """(a rank that names the set, number) of those who are coupled by a collective."""
+        first, count = rank, 1
+        for step in {step.dimension.index: step for step in plan.steps}.values():
+            members = plan.members(plan.steps.index(step), first)
+            first = members[0]
+            count *= len(members)
+        return first, count
+
+    def _time(self, plan: CollectivePlan, index: int, rank: int, direction: int) -> Timing:
+        step = plan.steps[index]
+        tree = step.dimension.implementation.name == "doubleBinaryTree"
+        if tree or plan.endpoint_delay == 0:
+            raise OrderMattersError
+        members = plan.members(index, rank)
+        count = len(members)
+        exchange = plan.exchange(index, rank, direction)
+        partners_by_mask = exchange.name == "halvingDoubling"
+
+        def delay(step: int, size: int) -> int:
+            delays = {
+                self.topology.delay(
+                    member,
+                    members[place ^ step if partners_by_mask else (place + step) % count],
+                    size,
+                )
+                for place, member in enumerate(members)
+            }
+            if len(delays) > 1:
+                raise OrderMattersError
+            return delays.pop()
+
+        timing = exchange_timing(exchange, plan.endpoint_delay, delay, stride=1)
+        if timing is None:
+            raise OrderMattersError
+        return timing
