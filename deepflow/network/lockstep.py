@@ -15,7 +15,7 @@ from deepflow.network.closed_forms import Timing, exchange_timing
 from deepflow.network.collective import CollectivePlan, Phase
 from deepflow.network.event_model import Inputs, Simulation
 from deepflow.network.events import EventQueue
-from deepflow.network.graph import Node, Result
+from deepflow.network.graph import NetworkError, Node, Result
 from deepflow.network.rank import Rank, Trace
 from deepflow.network.timers import OrderMattersError, PhaseEvents, Timer
 from deepflow.network.topology import Topology
@@ -35,7 +35,8 @@ def simulate_lockstep(inputs: Inputs) -> Result | None:
     simulation = LockstepSimulation(inputs)
     try:
         result = simulation.run()
-    except OrderMattersError:
+    except (OrderMattersError, NetworkError):
+        # The event model knows better what the ranks wait for.
         return None
     return result if simulation.all_together else None
 
