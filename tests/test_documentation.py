@@ -12,6 +12,7 @@ PAGES = (
     "README.md",
     "docs/accuracy.md",
     "docs/architecture.md",
+    "docs/calibration.md",
     "docs/configuration.md",
     "benchmarks/README.md",
 )

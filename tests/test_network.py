@@ -18,6 +18,7 @@ from deepflow.network.graph import (
     RemoteMemory,
     SystemSettings,
 )
+from deepflow.network.lockstep import simulate_lockstep
 from deepflow.network.simulate import simulate, simulate_events
 from deepflow.network.symmetric import simulate_symmetric
 
@@ -199,6 +200,95 @@ def test_one_rank_for_all_gives_what_the_event_model_gives(
     assert result.exposed == expected.exposed
     if exact_order:
         assert result.order == expected.order
+
+
+@st.composite
+def staged_inputs(draw: st.DrawFn) -> Inputs:
+    """Stages of equal ranks with a group each, which hand messages to the next stage."""
+    stages, width = draw(st.integers(1, 3)), draw(st.sampled_from([2, 4]))
+    assume(stages * width > 2)
+    kinds = st.sampled_from(["Ring", "Switch", "FullyConnected"])
+    if draw(st.booleans()) and stages > 1:
+        network = Network((draw(kinds), draw(kinds)), (width, stages), (50.0, 7.0), (10.0, 936.25))
+    else:
+        network = Network((draw(kinds),), (stages * width,), (50.0,), (10.0,))
+    algorithm = draw(st.sampled_from(["ring", "direct", "halvingDoubling"]))
+    groups = {
+        stage + 1: tuple(range(stage * width, (stage + 1) * width)) for stage in range(stages)
+    }
+    names = ["ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER"]
+    works = st.one_of(
+        st.integers(0, 40), st.tuples(st.sampled_from(names), st.sampled_from([4096, 1_000_003]))
+    )
+    scripts = [draw(st.lists(works, max_size=3)) for _ in range(2 * stages)]
+    last = draw(st.sampled_from(["", "ALL_REDUCE"]))
+    traces = []
+    for rank in range(stages * width):
+        stage = rank // width
+        nodes: list[Node] = []
+
+        def add(kind: str, nodes: list[Node] = nodes, **values: Any) -> None:
+            dependencies = (len(nodes) - 1,) if nodes else ()
+            nodes.append(Node(len(nodes), kind, dependencies=dependencies, **values))
+
+        def run(script: list[Any], group: int, add: Any = add) -> None:
+            for work in script:
+                if isinstance(work, int):
+                    add("COMP", duration_us=work)
+                else:
+                    add("COLL", collective=work[0], size_bytes=work[1], group=group)
+
+        if stage:
+            add("RECV", peer=rank - width, size_bytes=65536, tag=1)
+        run([1, *scripts[2 * stage]], stage + 1 if stages > 1 else 0)
+        if stage + 1 < stages:
+            add("SEND", peer=rank + width, size_bytes=65536, tag=1)
+        run(scripts[2 * stage + 1], stage + 1 if stages > 1 else 0)
+        if last and stages == 1:
+            add("COLL", collective=last, size_bytes=100_000)
+        traces.append(tuple(nodes))
+    values = system(
+        algorithm,
+        len(network.npus),
+        active_chunks_per_dimension=draw(st.integers(1, 2)),
+        endpoint_delay=draw(st.sampled_from([1, 10, 1000])),
+    )
+    return Inputs(traces, network, values, Options(), groups, None)
+
+
+@settings(max_examples=100, deadline=None)
+@given(staged_inputs())
+def test_collectives_in_step_give_what_the_event_model_gives(inputs: Inputs) -> None:
+    try:
+        result = simulate_lockstep(inputs)
+    except NetworkError:
+        result = None
+    assume(result is not None)
+    assert result is not None
+    expected = simulate_events(
+        inputs.traces, inputs.network, inputs.system, inputs.options, inputs.groups
+    )
+    assert result.cycles == expected.cycles
+    assert result.exposed == expected.exposed
+
+
+def test_stages_of_a_pipeline_need_no_messages_within_collectives() -> None:
+    def trace(rank: int) -> tuple[Node, ...]:
+        stage = rank // 4
+        work = collective("ALL_REDUCE", id=2, group=stage + 1, dependencies=(1,))
+        if stage == 0:
+            compute = Node(1, "COMP", duration_us=30)
+            hand_over = Node(3, "SEND", peer=rank + 4, size_bytes=4096, tag=1, dependencies=(2,))
+            return compute, work, hand_over
+        arrival = Node(1, "RECV", peer=rank - 4, size_bytes=4096, tag=1)
+        return arrival, work, Node(3, "COMP", duration_us=20, dependencies=(2,))
+
+    traces = [trace(rank) for rank in range(8)]
+    groups = {1: (0, 1, 2, 3), 2: (4, 5, 6, 7)}
+    inputs = Inputs(traces, one_dimension(8), system(), Options(), groups, None)
+    result = simulate_lockstep(inputs)
+    assert result is not None
+    assert result.cycles == simulate(traces, one_dimension(8), system(), None, groups).cycles
 
 
 @pytest.mark.parametrize("congestion", [False, True])

@@ -94,6 +94,27 @@ class _Transport(DelayTransport):
         super().transmit(source, destination, size, tag, sent)
 
 
+class _Rank(Rank):
+    """A rank that takes a collective of a single phase as one timer."""
+
+    def __init__(
+        self, rank: int, trace: Trace, events: _Events, simulation: LockstepSimulation
+    ) -> None:
+        super().__init__(rank, trace, events, simulation)
+        self._phase_events = events
+        self._lockstep = simulation
+
+    def run_plan(self, node: Node, plan: CollectivePlan) -> None:
+        """Chunks of a single phase pass through their queue in rounds."""
+        if len(plan.steps) > 1:
+            super().run_plan(node, plan)
+            return
+        timing = self._lockstep.timing(plan, 0, self.rank, 1)
+        rounds = -(-plan.chunks // self._lockstep.queue_capacity)
+        whole = Timing(rounds * timing.duration, timing.tail, None)
+        Timer(self._phase_events, whole, id(plan), lambda: self.complete(node)).start()
+
+
 class LockstepSimulation(Simulation):
     """The event model with timers in the place of phases."""
 
@@ -111,7 +132,7 @@ class LockstepSimulation(Simulation):
             if id(nodes) not in shared:
                 shared[id(nodes)] = Trace(nodes, self.duration)
         return [
-            Rank(rank, shared[id(nodes)], self._events[rank], self)
+            _Rank(rank, shared[id(nodes)], self._events[rank], self)
             for rank, nodes in enumerate(traces)
         ]
 
@@ -150,11 +171,16 @@ class LockstepSimulation(Simulation):
         done: Callable[[], None],
     ) -> Phase:
         """A timer for one chunk's phase."""
-        key = (id(plan), index, plan.members(index, rank.rank)[0], choice)
+        timing = self.timing(plan, index, rank.rank, choice)
+        return Timer(self._events[rank.rank], timing, (id(plan), index), done)
+
+    def timing(self, plan: CollectivePlan, index: int, rank: int, direction: int) -> Timing:
+        """What a phase takes in the line of ``rank``; raises OrderMattersError if unknown."""
+        key = (id(plan), index, plan.members(index, rank)[0], direction)
         timing = self._timings.get(key)
         if timing is None:
-            timing = self._timings[key] = self._time(plan, index, rank.rank, choice)
-        return Timer(self._events[rank.rank], timing, (id(plan), index), done)
+            timing = self._timings[key] = self._time(plan, index, rank, direction)
+        return timing
 
     def _members(self, plan: CollectivePlan, rank: int) -> tuple[int, int]:
         """(a rank that names the set, number) of those who are coupled by a collective."""

@@ -122,23 +122,24 @@ class Rank:
             duration = self._trace.durations[node.id]
             if not node.is_cpu and (node.kind == "COMP" or simulation.system.replay_only):
                 self.computed += duration
-            self.events.register(duration, self._complete, node)
+            self.events.register(duration, self.complete, node)
         elif node.kind == "COLL":
-            self._start_collective(node)
+            self.run_plan(node, self._simulation.plan(node, self.rank))
         elif node.kind == "SEND":
             assert node.peer is not None and node.size_bytes is not None and node.tag is not None
             tag = node.tag % FIRST_COLLECTIVE_TAG
             self.transport.send(
-                self.rank, node.peer, node.size_bytes, tag, lambda _: self._complete(node)
+                self.rank, node.peer, node.size_bytes, tag, lambda _: self.complete(node)
             )
         else:
             assert node.peer is not None and node.size_bytes is not None and node.tag is not None
             tag = node.tag % FIRST_COLLECTIVE_TAG
             self.transport.receive(
-                node.peer, self.rank, node.size_bytes, tag, lambda _: self._complete(node)
+                node.peer, self.rank, node.size_bytes, tag, lambda _: self.complete(node)
             )
 
-    def _complete(self, node: Node) -> None:
+    def complete(self, node: Node) -> None:
+        """A node has ended: free its lane and whatever waited for it, and issue what can start."""
         number = node.id
         trace = self._trace
         del self._ongoing[number]
@@ -153,8 +154,8 @@ class Rank:
             self.finished_at = self._simulation.queue.now
             self._simulation.order.append(self.rank)
 
-    def _start_collective(self, node: Node) -> None:
-        plan = self._simulation.plan(node, self.rank)
+    def run_plan(self, node: Node, plan: CollectivePlan) -> None:
+        """Make the chunks of a collective and send them on their way."""
         priority = self._next_priority(node)
         remaining = plan.chunks
 
@@ -162,7 +163,7 @@ class Rank:
             nonlocal remaining
             remaining -= 1
             if not remaining:
-                self._complete(node)
+                self.complete(node)
 
         chunks = self._ongoing[node.id]
         for _ in range(plan.chunks):
