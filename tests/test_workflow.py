@@ -208,8 +208,11 @@ def test_a_failing_point_leaves_the_others_and_is_retried_alone(project: Project
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_sweep_keeps_its_points_and_goes_on(project: Project, end: int) -> None:
-    project.sweep("long", GEMM.replace("[128, 256]", "{start: 1, stop: 250, step: 1}"))
+    project.sweep("long", GEMM.replace("[128, 256]", "{start: 1, stop: 150, step: 1}"))
     points = project.folder / "results" / "long" / "points"
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in a job that a shell put into the background; Snakemake would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with project.start("--config", "sweeps=sweeps/long.yaml") as process:
         while len(list(points.glob("*.json"))) < 10:
             assert process.poll() is None
@@ -220,14 +223,14 @@ def test_a_stopped_sweep_keeps_its_points_and_goes_on(project: Project, end: int
         finally:
             process.kill()
     kept = {path.stem for path in points.glob("*.json")}
-    assert len(kept) < 500
+    assert len(kept) < 300
     if end == signal.SIGKILL:
         assert project.snakemake("--unlock").code == 0
     resumed = project.run("long")
     assert resumed.code == 0, resumed.text
     # Jobs that were under way when the signal came are made again.
     assert len(resumed.points & kept) <= 2
-    assert len(project.table("long")) == 500
+    assert len(project.table("long")) == 300
 
 
 def test_one_point_is_a_target_with_and_without_shards(project: Project) -> None:
