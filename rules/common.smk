@@ -24,10 +24,24 @@ warnings.showwarning = lambda message, *_, **__: print(
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+SECONDS_TO_STOP = 10
+
+
+def stop(number, frame):
+    """Stops as after Ctrl-C, and again if that has not ended the workflow after a while.
+
+    An interrupt is lost when it falls into the clean-up of an object, whose exceptions Python
+    only prints.
+    """
+    signal.alarm(SECONDS_TO_STOP)
+    raise KeyboardInterrupt
+
+
 onstart:
     # Snakemake's own answer to this signal waits for a lock that it may hold itself, and then
-    # hangs for ever. Stop as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # hangs for ever.
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGALRM, stop)
 
 
 WORKERS = WorkerPool()
@@ -43,6 +57,7 @@ wildcard_constraints:
     plot=r"[A-Za-z0-9._+-]+",
     table=r"[A-Za-z0-9._+-]+",
     ablation=r"[a-z_]+",
+    collective=r"[0-9a-f]{64}",
 
 
 def stop(problem):
