@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
-from deepflow.network.graph import Network, NetworkError, Node, Options, Result, SystemSettings
+from deepflow.network.graph import Network, NetworkError, Node, Options, SystemSettings
 from deepflow.network.simulate import CollectiveTimes, simulate, simulate_events
 from measure import Row, describe_machine, median_seconds, print_table
 from tests import network_cases
@@ -70,24 +71,12 @@ def collectives() -> list[Row]:
             options = Options(congestion=congestion)
             name = f"{kind.lower()}, {algorithm}, {ranks} ranks{', aware' * congestion}"
 
-            def shortest(
-                traces: Sequence[Sequence[Node]] = traces,
-                ranks: int = ranks,
-                algorithm: str = algorithm,
-                options: Options = options,
-            ) -> Result:
-                return simulate(
-                    traces, switch(ranks), system(algorithm), options, exact_order=False
-                )
-
+            inputs = (traces, switch(ranks), system(algorithm), options)
+            shortest = partial(simulate, *inputs, exact_order=False)
             short = min(cpu_seconds(shortest) for _ in range(3))
             times = [f"{short * 1e3:.2f} ms"]
             if ranks <= LARGEST_EVENT_MODEL:
-                events = cpu_seconds(
-                    lambda traces=traces, ranks=ranks, algorithm=algorithm, options=options: (  # type: ignore[misc]
-                        simulate_events(traces, switch(ranks), system(algorithm), options)
-                    )
-                )
+                events = cpu_seconds(partial(simulate_events, *inputs))
                 times.append(f"event model {events * 1e3:.0f} ms")
                 if binary:
                     times.append(f"= {events / binary:.1f} x binary")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from deepflow.network.graph import (
     SystemSettings,
 )
 from deepflow.network.lockstep import simulate_lockstep
-from deepflow.network.simulate import simulate, simulate_events
+from deepflow.network.simulate import CollectiveTimes, simulate, simulate_events
 from deepflow.network.symmetric import simulate_symmetric
 
 CASES = network_cases.read("cases")
@@ -304,3 +305,23 @@ def test_one_collective_has_a_closed_form(algorithm: str, kind: str, congestion:
         traces, one_dimension(8), system(algorithm), Options(congestion=congestion), {}, None
     )
     assert simulate_symmetric(inputs, exact_order=False) is not None
+
+
+@settings(max_examples=60, deadline=None)
+@given(symmetric_inputs())
+def test_times_of_single_collectives_are_those_of_the_event_model(inputs: Inputs) -> None:
+    node = next((node for node in inputs.traces[0] if node.kind == "COLL"), None)
+    assume(node is not None)
+    assert node is not None
+    assert node.collective is not None
+    assert node.size_bytes is not None
+    traces = [(replace(node, dependencies=()),)] * inputs.network.ranks
+    arguments = (inputs.network, inputs.system, inputs.options)
+    try:
+        expected = simulate_events(traces, *arguments).wall_time
+    except NetworkError:
+        with pytest.raises(NetworkError):
+            CollectiveTimes(*arguments).cycles(node.collective, node.size_bytes)
+        return
+    times = CollectiveTimes(*arguments)
+    assert times.cycles(node.collective, node.size_bytes) == expected

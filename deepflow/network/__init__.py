@@ -1,4 +1,12 @@
 """The embedded network simulator: ASTRA-sim's timing rules, and options that go beyond them.
 
-``graph.py`` holds what goes in and comes out; ``simulate.py`` is the entrance.
+``simulate.py`` is the entrance and ``graph.py`` what goes in and comes out. Then, from the bottom:
+
+- ``events.py``: the clock; ``topology.py``: routes and links; ``transport.py``: messages, by a
+  delay or through queues; ``algorithms.py``: what collectives send; ``collective.py``: chunks and
+  their queues; ``rank.py``: nodes and lanes; ``event_model.py``: all of it as one simulation;
+  ``checks.py``: what is wrong with an input.
+- ``closed_forms.py``: phases without messages; ``timers.py``, ``ranking.py``: phases as timers,
+  and the order of ranks; ``symmetric.py``: one rank for all; ``lockstep.py``: different ranks
+  whose collectives start together. These give the event model's result or leave it to it.
 """

@@ -58,7 +58,8 @@ def exchange_timing(
         duration = 2 * endpoint_delay + slowest + reduction
         tail = reduction if exchange.collective == "REDUCE_SCATTER" else endpoint_delay
         return Timing(duration, tail, (Direct(stride, ranks, _signed(last, exchange)),))
-    if min(delays) < slowest or (ranks - 1) % exchange.window:
+    in_turns = exchange.reduced_run == exchange.window and (ranks - 1) % exchange.window == 0
+    if min(delays) < slowest or not in_turns:
         return None
     rounds = (ranks - 1) // exchange.window
     duration = endpoint_delay + rounds * (slowest + endpoint_delay)
@@ -148,14 +149,18 @@ def _shared_downlink(
 
 def _share_and_gather(
     exchange: Exchange, endpoint_delay: int, delays: Sequence[int], reduction: int, stride: int
-) -> Timing:
+) -> Timing | None:
     """Direct all-reduce: shares to all peers, reductions, and results back to all peers.
 
     Results leave from when all shares are in; peers nearby may have had theirs reduced before.
+    None if a reduction ends in the nanosecond of the last share: other events decide then.
     """
     ranks = len(exchange.members)
     ready = sorted(2 * endpoint_delay + reduction + delay for delay in delays)
-    complete = next(time for time in ready if time >= endpoint_delay + max(delays))
+    all_shares = endpoint_delay + max(delays)
+    if all_shares in ready:
+        return None
+    complete = next(time for time in ready if time > all_shares)
     leave = [max(time, complete) for time in ready]
     arrive = [start + delay for start, delay in zip(leave, delays, strict=True)]
     last = max(arrive)
@@ -171,4 +176,7 @@ def _share_and_gather(
         if end == last and start == first_leaving
     ]
     turns = tuple(Direct(stride, ranks, _signed(steps, exchange)) for steps in (shared, gathered))
-    return Timing(endpoint_delay + last, endpoint_delay, turns)
+    # In communicator sub-groups the binary reduces what it gathers, too.
+    at_end = exchange.reduction(2 * exchange.window)
+    tail = endpoint_delay if at_end < 0 else at_end
+    return Timing(endpoint_delay + last + max(0, at_end), tail, turns)

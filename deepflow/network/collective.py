@@ -101,6 +101,7 @@ class CollectivePlan:
 
     def __init__(
         self,
+        collective: str,
         topology: Topology,
         steps: Sequence[Step],
         chunks: int,
@@ -109,6 +110,7 @@ class CollectivePlan:
         group: Sequence[int] | None,
     ) -> None:
         """``group`` are the members of a communicator sub-group, None for all ranks."""
+        self.collective = collective
         self.steps = steps
         self.chunks = chunks
         self.endpoint_delay = endpoint_delay

@@ -184,7 +184,13 @@ class Simulation:
         steps = chunk_steps(collective, dimensions, chunk, hierarchical)
         endpoint_delay = self._endpoint_delay() if group is None else SUBGROUP_ENDPOINT_DELAY
         plan = CollectivePlan(
-            self.topology, steps, chunks, endpoint_delay, self.system.local_mem_bw, group
+            collective,
+            self.topology,
+            steps,
+            chunks,
+            endpoint_delay,
+            self.system.local_mem_bw,
+            group,
         )
         for index in range(len(steps)):
             checks.check_messages(plan, index)

@@ -21,8 +21,7 @@ from deepflow.network.timers import OrderMattersError, PhaseEvents, Timer
 from deepflow.network.topology import Topology
 from deepflow.network.transport import DelayTransport, Notify
 
-ENDS_OF_PHASES = -1  # in the place of the rank that put an event into the queue
-KEPT_TIMES = 256
+KEPT_TIMES = 256  # of a rank's watch, before those that are over are dropped
 
 
 def simulate_lockstep(inputs: Inputs) -> Result | None:
@@ -41,47 +40,55 @@ def simulate_lockstep(inputs: Inputs) -> Result | None:
     return result if simulation.all_together else None
 
 
-class _Arrivals:
-    """Who put events into the queue for a rank, by the time they are due and were put there.
+class _Watch:
+    """What is due for a rank, by its time.
 
-    Events of one nanosecond are executed in the order in which they were put. If two were put in
-    the same nanosecond by different ranks, that order hangs on things nobody follows here.
+    Messages are executed in the order in which they left, and in an order nobody follows here if
+    they left in the same nanosecond. A message and the rank's own events of one nanosecond have
+    no known order at all: an event inside a phase may have put the latter first.
     """
 
     def __init__(self, queue: EventQueue) -> None:
         self._queue = queue
-        self._put: dict[int, dict[int, int]] = {}
+        self._messages: dict[int, dict[int, int]] = {}
+        self._own: set[int] = set()
 
-    def put(self, time: int, by: int) -> None:
-        """Note an event for ``time`` that is being put by rank ``by``."""
+    def message(self, time: int, source: int) -> None:
+        """A message that leaves now is due at ``time``."""
         now = self._queue.now
-        times = self._put.get(time)
-        if times is None:
-            if len(self._put) > KEPT_TIMES:
-                self._put = {due: put for due, put in self._put.items() if due >= now}
-            self._put[time] = {now: by}
-        elif times.setdefault(now, by) != by:
+        if len(self._messages) > KEPT_TIMES:
+            kept = {due: sources for due, sources in self._messages.items() if due >= now}
+            self._messages = kept
+        sources = self._messages.setdefault(time, {})
+        if time in self._own or sources.setdefault(now, source) != source:
             raise OrderMattersError
+
+    def own(self, time: int) -> None:
+        """Events of the rank itself are due at ``time``."""
+        if time in self._messages:
+            raise OrderMattersError
+        if len(self._own) > KEPT_TIMES:
+            self._own = {due for due in self._own if due >= self._queue.now}
+        self._own.add(time)
 
 
 class _Events(PhaseEvents):
-    """Local events of one rank that are noted among its arrivals."""
+    """Local events of one rank that are watched."""
 
-    def __init__(self, queue: EventQueue, rank: int, arrivals: _Arrivals) -> None:
+    def __init__(self, queue: EventQueue, watch: _Watch) -> None:
         super().__init__(queue)
-        self._rank = rank
-        self._arrivals = arrivals
+        self._watch = watch
 
-    def opened(self, time: int, by_phase: bool) -> None:
-        self._arrivals.put(time, ENDS_OF_PHASES if by_phase else self._rank)
+    def opened(self, time: int) -> None:
+        self._watch.own(time)
 
 
 class _Transport(DelayTransport):
-    """Messages that are noted among the arrivals of both ends."""
+    """Messages that are watched at both ends."""
 
-    def __init__(self, queue: EventQueue, topology: Topology, arrivals: list[_Arrivals]) -> None:
+    def __init__(self, queue: EventQueue, topology: Topology, watches: list[_Watch]) -> None:
         super().__init__(queue, topology, rendezvous=False)
-        self._arrivals = arrivals
+        self._watches = watches
 
     def transmit(
         self, source: int, destination: int, size: int, tag: int, sent: Notify | None = None
@@ -89,8 +96,8 @@ class _Transport(DelayTransport):
         time = self.queue.now + self.topology.delay(source, destination, size)
         if time == self.queue.now:
             raise OrderMattersError
-        self._arrivals[source].put(time, source)
-        self._arrivals[destination].put(time, source)
+        self._watches[source].message(time, source)
+        self._watches[destination].message(time, source)
         super().transmit(source, destination, size, tag, sent)
 
 
@@ -120,9 +127,9 @@ class LockstepSimulation(Simulation):
 
     def make_ranks(self, traces: Sequence[Sequence[Node]]) -> list[Rank]:
         """All ranks, with events that are watched."""
-        arrivals = [_Arrivals(self.queue) for _ in traces]
-        self.transport = _Transport(self.queue, self.topology, arrivals)
-        self._events = [_Events(self.queue, rank, noted) for rank, noted in enumerate(arrivals)]
+        watches = [_Watch(self.queue) for _ in traces]
+        self.transport = _Transport(self.queue, self.topology, watches)
+        self._events = [_Events(self.queue, watch) for watch in watches]
         self._timings: dict[tuple[int, int, int, int], Timing] = {}
         # Collectives under way: since when, and how many members are still to come.
         self._joined: dict[tuple[object, ...], tuple[int, int]] = {}

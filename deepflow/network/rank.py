@@ -170,7 +170,7 @@ class Rank:
             stream = self._streams.get(node.group, node.group * STREAMS_PER_GROUP)
             self._streams[node.group] = stream + 1
             tag = FIRST_COLLECTIVE_TAG + stream % FIRST_COLLECTIVE_TAG
-            turns = [self._take_turns(step) for step in plan.steps]
+            turns = [self._take_turns(plan.collective, step) for step in plan.steps]
             queues = [
                 self._queue(step.dimension.index, queue)
                 for step, (queue, _) in zip(plan.steps, turns, strict=True)
@@ -187,7 +187,7 @@ class Rank:
 
         return make_phase
 
-    def _take_turns(self, step: Step) -> tuple[int, int]:
+    def _take_turns(self, collective: str, step: Step) -> tuple[int, int]:
         """(queue, direction of the logical ring or choice of the tree) of a new phase."""
         dimension = step.dimension.index
         count = self._simulation.options.num_queues_per_dim
@@ -199,7 +199,7 @@ class Rank:
         self._queue_turns[dimension, step.queues] = turn + 1
         queue = first + turn % (last - first)
         if step.dimension.implementation.name == "doubleBinaryTree":
-            key = (step.collective, dimension)
+            key = (collective, dimension)
             trees = self._tree_turns.get(key, 0)
             self._tree_turns[key] = trees + 1
             return queue, LARGEST_IS_ROOT if trees % 2 == 0 else SMALLEST_IS_ROOT

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from deepflow.network.checks import exact_topologies
 from deepflow.network.closed_forms import Timing, exchange_timing, queued_exchange_timing
 from deepflow.network.collective import CollectivePlan, Phase
 from deepflow.network.event_model import Inputs, Simulation
@@ -27,7 +28,6 @@ from deepflow.network.ranking import Ranking
 from deepflow.network.timers import OrderMattersError, PhaseEvents, Timer
 
 SYMMETRIC_NODES = ("COMP", "COLL", "MEM_LOAD", "MEM_STORE")
-SYMMETRIC_TOPOLOGIES = ("Ring", "Switch", "FullyConnected")
 
 
 def simulate_symmetric(inputs: Inputs, exact_order: bool) -> Result | None:
@@ -52,7 +52,7 @@ def is_symmetric(inputs: Inputs) -> bool:
         return False
     if options.congestion and len(inputs.network.npus) > 1:
         return False
-    if any(kind not in SYMMETRIC_TOPOLOGIES for kind in inputs.network.topology):
+    if not exact_topologies(inputs.network):
         return False
     if not all(nodes is first or nodes == first for nodes in inputs.traces):
         return False
@@ -98,7 +98,7 @@ class _Events(PhaseEvents):
         if any(end <= now for end in self._phases.values()):
             self._phases = {key: end for key, end in self._phases.items() if end > now}
 
-    def opened(self, time: int, by_phase: bool) -> None:
+    def opened(self, time: int) -> None:
         self._rankings[time] = self.ranking
 
     def _run(self, calls: list[tuple[Call, Any]]) -> None:

@@ -39,7 +39,7 @@ class PhaseEvents(LocalEvents):
         self._mark(delay, group)
         super().register(delay, call, argument)
 
-    def opened(self, time: int, by_phase: bool) -> None:
+    def opened(self, time: int) -> None:
         """The first event for ``time`` is being registered."""
 
     def _mark(self, delay: int, group: object) -> None:
@@ -47,7 +47,7 @@ class PhaseEvents(LocalEvents):
         marks = self._registered.get(now + delay)
         if marks is None:
             self._registered[now + delay] = {now: group}
-            self.opened(now + delay, group is not None)
+            self.opened(now + delay)
         elif marks.setdefault(now, group) != group:
             raise OrderMattersError
 
