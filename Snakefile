@@ -8,6 +8,7 @@
 
 
 include: "rules/common.smk"
+include: "rules/astra.smk"
 include: "rules/sweep.smk"
 include: "rules/gather.smk"
 include: "rules/plot.smk"
@@ -18,3 +19,6 @@ rule all:
     default_target: True
     input:
         lambda wildcards: [target for name in CHOSEN for target in sweep_targets(name)],
+        lambda wildcards: [
+            target for name in CHOSEN for target in collective_targets(name)
+        ],

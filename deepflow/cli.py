@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 from deepflow.errors import ConfigError, DeepFlowError
@@ -100,6 +101,11 @@ def _parser(first: str) -> _Parser:
         metavar="DIGEST",
         help="fail if files and settings no longer mean what they meant when this was asked for",
     )
+    predict.add_argument(
+        "--collectives",
+        metavar="DIR",
+        help="read results of your ASTRA-sim there (astra-collective) instead of running it",
+    )
 
     explain = _command(
         commands, "explain", _explain, "show where the time of a point goes, and why", _SETTINGS
@@ -175,6 +181,12 @@ def _parser(first: str) -> _Parser:
         add_config_command(commands)
     else:
         commands.add_parser("config", help="work on configuration files")
+    if first == "astra-collective":
+        from deepflow.astra.store import add_astra_collective_command
+
+        add_astra_collective_command(commands)
+    else:
+        commands.add_parser("astra-collective", help="time one collective, for workflows")
     if first == "astra-sim":
         from deepflow.astra.command import add_astra_sim_command
 
@@ -274,7 +286,8 @@ def _predict(options: argparse.Namespace) -> None:
     if options.expect_digest not in (None, digest):
         raise _changed(f"{options.hardware} or {options.model}")
     predict = evaluate_or_explain if options.allow_infeasible else evaluate
-    outcome = predict(hardware, model, *changes)
+    with _collectives(options.collectives):
+        outcome = predict(hardware, model, *changes)
     if options.json:
         text = to_json(point_record(outcome, digest, *changes))
     else:
@@ -284,6 +297,14 @@ def _predict(options: argparse.Namespace) -> None:
     else:
         with atomic_output(options.output) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _collectives(folder: str | None) -> AbstractContextManager[None]:
+    if folder is None:
+        return nullcontext()
+    from deepflow.astra.store import stored_collectives
+
+    return stored_collectives(folder)
 
 
 def _explain(options: argparse.Namespace) -> None:

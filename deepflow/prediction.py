@@ -144,7 +144,8 @@ TIME_COLUMNS = tuple(
 def predict(hardware: Hardware, model: ModelConfig) -> Prediction:
     """Predicts one point.
 
-    With the astra backend, collectives and transfers take the time that a network simulator says.
+    With the astra backend, collectives and transfers take the time that a network simulator says,
+    each alone, in blocks and pipelines, or all ranks together (``execution_backend.astra.mode``).
     If it has no answer, the analytical model gives one and the prediction says why, unless
     ``execution_backend.astra.fallback`` is "error".
 
@@ -160,11 +161,6 @@ def predict(hardware: Hardware, model: ModelConfig) -> Prediction:
     from deepflow.network.graph import NetworkError
 
     try:
-        if backend.astra.mode != "hybrid":
-            raise NetworkError(
-                f"execution_backend.astra.mode {backend.astra.mode} is not part of this version;"
-                " hybrid is"
-            )
         result = _predict(hardware, model)
         return replace(result, backend_requested=backend.model, backend_used=backend.model)
     except (NetworkError, AstraSimError) as error:
@@ -200,9 +196,13 @@ def _predict(hardware: Hardware, model: ModelConfig) -> Prediction:
 def _predict_gemm(hardware: Hardware, model: GemmModel) -> Prediction:
     """One matrix multiplication, and its two gradients if asked for, on one rank or several."""
     from deepflow.schedule.gemm import run_gemm
+    from deepflow.schedule.simulated import chain_total, with_time
 
     run = run_gemm(hardware, model)
-    compute, reduction, update = total(run.compute), total(run.reduction), total(run.update)
+    compute = chain_total(run.compute, hardware, run.mapping.groups)
+    reduction, update = total(run.reduction), total(run.update)
+    if run.simulated_time is not None:
+        compute, reduction, update = with_time((compute, reduction, update), run.simulated_time)
     cost = compute + reduction + update
     devices = run.mapping.num_devices
     flops = 2.0 * model.M * model.K * model.N * (3 if model.backward else 1) * run.mapping.data
@@ -373,6 +373,12 @@ def time_by_class(time: float, stage: StageResult) -> dict[str, float]:
         "time_launch_s": compute.launch + update.launch,
     }
     rest = time - sum(times.values())
+    waits = [name for name in times if name.endswith("_communication_s")]
+    waiting = sum(times[name] for name in waits)
+    if rest < -1e-9 * time and waiting:
+        # A simulation of all ranks waits less than its parts on their own.
+        for name in waits:
+            times[name] *= max(0.0, waiting + rest) / waiting
     # Sums in another order differ in the last digit; that is no bubble.
     times["time_pipeline_bubble_s"] = rest if rest > 1e-12 * time else 0.0
     return times

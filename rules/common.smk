@@ -47,6 +47,9 @@ onstart:
 WORKERS = WorkerPool()
 atexit.register(WORKERS.close)
 VALIDATION = "results/validation"
+COLLECTIVES = "results/collectives"
+# Collectives that points need, by the names of their files; and these files by sweep and point.
+NEEDED, FOUND = {}, {}
 DEFAULT_SWEEPS = ["sweeps/gemm_shapes.yaml", "sweeps/llama2_70b_parallelism_h100.yaml"]
 
 
@@ -160,6 +163,59 @@ def point_options(wildcards):
     for setting in point.settings:
         options += ["--set", setting.text]
     return options
+
+
+def find_collectives(name, point):
+    """The files of the collectives that a point of a sweep needs, noted in ``NEEDED``."""
+    if not point.may_run_astra_sim:
+        return []
+    if (name, point.id) not in FOUND:
+        # Most sweeps need no prediction here, and should not wait for it to be imported.
+        from deepflow.sweep.run import collectives_of
+
+        needed = collectives_of(point)
+        NEEDED.update(needed)
+        FOUND[name, point.id] = [f"{COLLECTIVES}/{digest}.json" for digest in needed]
+    return FOUND[name, point.id]
+
+
+def needed_collectives(wildcards):
+    """The files of the collectives that a point is made from."""
+    return find_collectives(wildcards.sweep, get_part("point", wildcards))
+
+
+def collective_targets(name):
+    """The files of the collectives that a sweep needs.
+
+    As targets of their own they are made again, and so are their points, if they are missing.
+    """
+    sweep = get_sweep(name)
+    points = () if sweep.sharded else sweep.points()
+    return list(
+        {file: None for point in points for file in find_collectives(name, point)}
+    )
+
+
+def get_collective(wildcards):
+    """The simulation that a target names."""
+    if wildcards.collective not in NEEDED:
+        # No point has been looked at if the file itself is what somebody asked for.
+        for name in CHOSEN:
+            collective_targets(name)
+    if wildcards.collective not in NEEDED:
+        stop(f"no point of {', '.join(CHOSEN)} needs {wildcards.collective}")
+    return NEEDED[wildcards.collective]
+
+
+@lru_cache(maxsize=None)
+def get_last_failure(collective):
+    """When ASTRA-sim failed on a collective, "" if it never did.
+
+    Read once: Snakemake asks again when the job runs, and has deleted the file by then.
+    """
+    from deepflow.astra.store import last_failure
+
+    return last_failure(f"{COLLECTIVES}/{collective}.json")
 
 
 @lru_cache(maxsize=None)

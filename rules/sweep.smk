@@ -6,6 +6,8 @@
 
 
 rule point:
+    input:
+        needed_collectives,
     output:
         "results/{sweep}/points/{point}.json",
     log:
@@ -15,6 +17,7 @@ rule point:
     run:
         deepflow(
             ["predict", *point_options(wildcards), "--allow-infeasible", "--json"]
+            + (["--collectives", COLLECTIVES] if input else [])
             + ["--expect-digest", params.digest, "--output", output[0]],
             log[0],
         )

@@ -63,7 +63,8 @@ def test_every_kind_of_model_runs_with_a_simulated_network(name):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"execution_backend.astra.mode": "full_astrasim_flattened"}, "full_astrasim_flattened"),
+        ({"execution_backend.astra.mode": "full_astrasim_flattened",
+          "system_hierarchy.dp_inter": True}, "full_astrasim_flattened"),
         ({"network_topology.intra_node": "torus"}, "torus"),
         ({"execution_backend.astra.collectives.all_gather": "halvingDoubling",
           "parallelism.tensor": 6, "parallelism.context": 1, "parallelism.pipeline": 1,

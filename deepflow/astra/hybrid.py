@@ -8,6 +8,9 @@ switches) is not there; what a rank sends over which link is taken from them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 
 from deepflow.astra.files import SimulationInput
@@ -16,6 +19,7 @@ from deepflow.config.hardware import AstraBackend
 from deepflow.mapping.groups import Group
 from deepflow.network.graph import Network, NetworkError, Node, Options, SystemSettings
 from deepflow.network.simulate import simulate
+from deepflow.record import record
 
 # Topologies of hardware files by ASTRA-sim's names; what passes through one switch is one.
 TOPOLOGIES = {
@@ -27,14 +31,45 @@ TOPOLOGIES = {
 # A message of ASTRA-sim's switch crosses two links, each with the latency of its dimension.
 _HOPS = {"Switch": 2}
 
-_KINDS = {
+COLLECTIVE_KINDS = {
     "all_reduce": "ALL_REDUCE",
     "all_gather": "ALL_GATHER",
     "reduce_scatter": "REDUCE_SCATTER",
     "all_to_all": "ALL_TO_ALL",
 }
+TRANSFER = "SEND"
 NANOSECONDS = 1e9
 GIB = 2**30
+
+
+@record(frozen=True)
+class Simulation:
+    """What is simulated: one collective of all ranks, or a transfer from rank 0 to rank 1.
+
+    ``kind``: ALL_REDUCE and so on, or ``TRANSFER``. ``size`` in bytes, of an ALL_GATHER a rank's
+    part.
+    """
+
+    kind: str
+    size: int
+    network: Network
+    system: SystemSettings
+
+
+Answer = Callable[[Simulation, AstraBackend], int | None]
+"""Cycles of a simulation that need not run, or None if it has to."""
+
+_answer: ContextVar[Answer | None] = ContextVar("answer", default=None)
+
+
+@contextmanager
+def answered_by(answer: Answer) -> Iterator[None]:
+    """Within the block ``answer`` is asked before anything is simulated."""
+    token = _answer.set(answer)
+    try:
+        yield
+    finally:
+        _answer.reset(token)
 
 
 def simulated_time(
@@ -52,20 +87,25 @@ def simulated_time(
         return 0.0
     if kind in ("send", "ring_exchange"):
         between = group.inter_size > 1
-        link = _network(group, between_only=between, pair=True)
+        link = group_network(group, between_only=between, pair=True)
         exchanges = group.size - 1 if kind == "ring_exchange" else 1
-        return exchanges * _transfer_time(link, round(message_bytes), backend)
-    if kind not in _KINDS:
+        # No reduction, so any memory will do; transfers in front of any memory are then the same.
+        return exchanges * _seconds(TRANSFER, round(message_bytes), link, backend, 1e12)
+    if kind not in COLLECTIVE_KINDS:
         raise NetworkError(f"the simulator has no {kind}")
-    network = _network(group)
+    network = group_network(group)
     size = round(message_bytes)
     if kind == "all_gather":
         # ASTRA-sim names a rank's own part.
         size = -(-size // group.size)
-    return _collective_time(_KINDS[kind], size, network, backend, memory_bandwidth)
+    return _seconds(COLLECTIVE_KINDS[kind], size, network, backend, memory_bandwidth)
 
 
-def _network(group: Group, between_only: bool = False, pair: bool = False) -> Network:
+def group_network(group: Group, between_only: bool = False, pair: bool = False) -> Network:
+    """A group's dimensions within and between nodes; with ``pair`` two ranks and their link.
+
+    Raises NetworkError for a topology that the simulator does not have.
+    """
     dimensions = []
     for size, topology, bandwidth, latency in (
         (
@@ -95,27 +135,37 @@ def _network(group: Group, between_only: bool = False, pair: bool = False) -> Ne
     return Network(names, sizes, bandwidths, latencies)
 
 
-@lru_cache(maxsize=2**14)
-def _collective_time(
+def _seconds(
     kind: str, size: int, network: Network, backend: AstraBackend, memory_bandwidth: float
 ) -> float:
-    node = Node(1, "COLL", kind, collective=kind, size_bytes=size)
-    settings = _settings(kind, network, backend, memory_bandwidth)
-    return _cycles(((node,),) * network.ranks, network, settings, backend) / NANOSECONDS
+    answer = _answer.get()
+    if answer is not None:
+        cycles = answer(_simulation(kind, size, network, backend, memory_bandwidth), backend)
+        if cycles is not None:
+            return cycles / NANOSECONDS
+    return _simulated_cycles(kind, size, network, backend, memory_bandwidth) / NANOSECONDS
 
 
 @lru_cache(maxsize=2**14)
-def _transfer_time(network: Network, size: int, backend: AstraBackend) -> float:
-    there = Node(1, "SEND", "send", size_bytes=size, peer=1, tag=1)
-    here = Node(1, "RECV", "receive", size_bytes=size, peer=0, tag=1)
-    settings = _settings("ALL_REDUCE", network, backend, 1e12)
-    return _cycles(((there,), (here,)), network, settings, backend) / NANOSECONDS
+def _simulated_cycles(
+    kind: str, size: int, network: Network, backend: AstraBackend, memory_bandwidth: float
+) -> int:
+    simulation = _simulation(kind, size, network, backend, memory_bandwidth)
+    return run_simulation(simulation, chosen_binary(backend, congestion=False), backend.timeout)
 
 
-def _settings(
-    kind: str, network: Network, backend: AstraBackend, memory_bandwidth: float
+@lru_cache(maxsize=2**14)
+def _simulation(
+    kind: str, size: int, network: Network, backend: AstraBackend, memory_bandwidth: float
+) -> Simulation:
+    return Simulation(kind, size, network, system_settings(network, backend, memory_bandwidth))
+
+
+def system_settings(
+    network: Network, backend: AstraBackend, memory_bandwidth: float
 ) -> SystemSettings:
-    chosen = {name: _implementations(name, network, backend) for name in _KINDS}
+    """The system file of a network; ``memory_bandwidth`` in bytes/s."""
+    chosen = {name: _implementations(name, network, backend) for name in COLLECTIVE_KINDS}
     return SystemSettings(
         scheduling_policy="LIFO",
         collective_optimization="localBWAware",
@@ -150,24 +200,32 @@ def _implementations(name: str, network: Network, backend: AstraBackend) -> tupl
     return tuple(chosen)
 
 
-def _cycles(
-    traces: tuple[tuple[Node, ...], ...],
-    network: Network,
-    settings: SystemSettings,
-    backend: AstraBackend,
-) -> int:
-    binary = _binary(backend)
+def run_simulation(simulation: Simulation, binary: Binary | None, timeout: float) -> int:
+    """Cycles until the last rank has finished, by ``binary`` or else the embedded simulator.
+
+    ``timeout`` of the binary in seconds. Raises NetworkError or AstraSimError without an answer.
+    """
+    traces: tuple[tuple[Node, ...], ...]
+    network, system, size = simulation.network, simulation.system, simulation.size
+    if simulation.kind == TRANSFER:
+        there = Node(1, "SEND", "send", size_bytes=size, peer=1, tag=1)
+        here = Node(1, "RECV", "receive", size_bytes=size, peer=0, tag=1)
+        traces = ((there,), (here,))
+    else:
+        kind = simulation.kind
+        node = Node(1, "COLL", kind, collective=kind, size_bytes=size)
+        traces = ((node,),) * network.ranks
     if binary is None:
-        return simulate(traces, network, settings).wall_time
-    given = SimulationInput(traces, network, settings, {})
-    return run_binary(binary, given, Options(), backend.timeout).wall_time
+        return simulate(traces, network, system, exact_order=False).wall_time
+    given = SimulationInput(traces, network, system, {})
+    return run_binary(binary, given, Options(), timeout).wall_time
 
 
-def _binary(backend: AstraBackend) -> Binary | None:
+def chosen_binary(backend: AstraBackend, congestion: bool) -> Binary | None:
     """The user's ASTRA-sim, if it is asked for; ``auto`` takes it if there is one."""
     if backend.simulator == "embedded":
         return None
-    found = find_binary(backend, congestion=False)
+    found = find_binary(backend, congestion)
     if found is None and backend.simulator == "binary":
         raise NetworkError(
             "no ASTRA-sim found: execution_backend.astra.binary, $ASTRA_SIM_BINARY and PATH name"

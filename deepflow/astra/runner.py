@@ -99,9 +99,24 @@ def find_binary(
     )
     for path, origin in named:
         if path:
-            return _usable(path, origin)
+            return usable_binary(path, origin)
     found = shutil.which(program, path=environment.get("PATH", os.defpath))
-    return _usable(found, "PATH") if found else None
+    return usable_binary(found, "PATH") if found else None
+
+
+def usable_binary(path: str, origin: str) -> Binary:
+    """The program at ``path``, which ``origin`` names.
+
+    Raises BinaryNotFound or BinaryNotExecutable.
+    """
+    # A program without a folder in its name would be looked for along PATH.
+    program = Path(path).expanduser().absolute()
+    if not program.is_file():
+        raise BinaryNotFound(f"{origin}: no such program: {path}")
+    if not os.access(program, os.X_OK):
+        raise BinaryNotExecutable(f"{origin}: not executable: {path}")
+    state = program.stat()
+    return Binary(str(program), origin, _digest(str(program), state.st_mtime_ns, state.st_size))
 
 
 def run_binary(binary: Binary, given: SimulationInput, options: Options, timeout: float) -> Result:
@@ -124,17 +139,6 @@ def run_binary(binary: Binary, given: SimulationInput, options: Options, timeout
     if code > 0:
         raise BinaryFailed(f"{name} ended with exit code {code}{_last_line(errors, out)}")
     return _result(name, out, given.network.ranks)
-
-
-def _usable(path: str, origin: str) -> Binary:
-    # A program without a folder in its name would be looked for along PATH.
-    program = Path(path).expanduser().absolute()
-    if not program.is_file():
-        raise BinaryNotFound(f"{origin}: no such program: {path}")
-    if not os.access(program, os.X_OK):
-        raise BinaryNotExecutable(f"{origin}: not executable: {path}")
-    state = program.stat()
-    return Binary(str(program), origin, _digest(str(program), state.st_mtime_ns, state.st_size))
 
 
 @cache

@@ -14,6 +14,7 @@ from deepflow.cost.operators import OperatorCost, block_cost
 from deepflow.hardware import Hardware
 from deepflow.mapping.kernel import KernelMapping, map_kernels, shard_product
 from deepflow.record import record
+from deepflow.schedule.simulated import FLATTENED, machine_chain_time, simulated_mode
 from deepflow.workload.operators import Block, Gemm
 
 
@@ -22,6 +23,7 @@ class GemmRun:
     """Costs on one rank: both passes, the reduction of the gradient, the update.
 
     ``footprint``: bytes of the rank's shards of A, B and C, and of their gradients.
+    ``simulated_time``: seconds of all operators where the whole machine is simulated.
     """
 
     mapping: KernelMapping
@@ -29,6 +31,7 @@ class GemmRun:
     reduction: tuple[OperatorCost, ...]
     update: tuple[OperatorCost, ...]
     footprint: float
+    simulated_time: float | None = None
 
 
 def run_gemm(hardware: Hardware, model: GemmModel) -> GemmRun:
@@ -51,10 +54,20 @@ def run_gemm(hardware: Hardware, model: GemmModel) -> GemmRun:
     shard = next(item for item in blocks.forward.operators if isinstance(item, Gemm))
     weight_rows, weight_columns = split.weights(model.K, model.N)
     elements = shard.m * shard.k + weight_rows * weight_columns + shard.m * model.N
-    return GemmRun(
+    run = GemmRun(
         mapping,
         block_cost(Block("gemm", compute), hardware, mapping.groups),
         block_cost(blocks.reduction, hardware, mapping.groups) if trains else (),
         block_cost(blocks.update, hardware, mapping.groups) if trains else (),
         float(elements * precision * (2 if model.backward else 1)),
     )
+    if simulated_mode(hardware) != FLATTENED or mapping.num_devices == 1:
+        return run
+    distances = {"gemm.kp1": 1, "gemm.kp2": split.kp1, "data": mapping.kernel}
+    time = machine_chain_time(
+        (*run.compute, *run.reduction, *run.update),
+        hardware,
+        {name: (mapping.groups[name], distance) for name, distance in distances.items()},
+        mapping.num_devices,
+    )
+    return replace(run, simulated_time=time)

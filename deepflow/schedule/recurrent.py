@@ -45,6 +45,7 @@ from deepflow.mapping.kernel import (
 )
 from deepflow.record import record
 from deepflow.schedule.events import EventGraph
+from deepflow.schedule.simulated import FLATTENED, chain_total, simulated_mode
 from deepflow.schedule.training import StageResult, busiest
 from deepflow.workload.lstm import lstm_blocks, softmax_width
 from deepflow.workload.operators import Block, Collective, Operator
@@ -126,6 +127,10 @@ def run_recurrent(hardware: Hardware, model: LstmModel) -> RecurrentRun:
     Raises:
         InfeasiblePoint: degrees, layers or networks do not fit together.
     """
+    if simulated_mode(hardware) == FLATTENED:
+        from deepflow.network.graph import NetworkError
+
+        raise NetworkError(f"execution_backend.astra.mode {FLATTENED} does not know LSTMs")
     names = ["embedding", "hidden", *(["projection"] if model.projection else []), "softmax"]
     mapping = map_kernels(hardware, {name: name for name in names}, data_fills_machine=True)
     batch = ceil_div(model.batch_size, mapping.data)
@@ -353,7 +358,10 @@ def _schedule(
     ]
 
     def cost(part: int, what: str) -> Cost:
-        return total(tuple(item for name in parts[part] for item in getattr(layers[name], what)))
+        chain = tuple(item for name in parts[part] for item in getattr(layers[name], what))
+        if what in ("forward", "backward"):
+            return chain_total(chain, hardware, mapping.groups)
+        return total(chain)
 
     names = ("forward", "backward", "reduction", "update")
     costs = {what: [cost(part, what) for part in range(3)] for what in names}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from deepflow.config.model import LlmModel
 from deepflow.cost.memory import (
@@ -28,6 +29,7 @@ from deepflow.cost.operators import (
 )
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
+from deepflow.mapping.groups import Group
 from deepflow.mapping.parallelism import EMBEDDING, TrainingMapping, map_training
 from deepflow.mapping.training import (
     OPTIMIZER_STATE_BYTES,
@@ -45,7 +47,19 @@ from deepflow.schedule.pipeline import (
     peak_in_flight,
     pipeline_graph,
 )
+from deepflow.schedule.simulated import (
+    FLATTENED,
+    PIPELINES,
+    chain_items,
+    chain_total,
+    machine_step_time,
+    pipeline_time,
+    simulated_mode,
+)
 from deepflow.workload.operators import Block, Collective
+
+if TYPE_CHECKING:
+    from deepflow.astra.export import Item
 
 
 @record(frozen=True)
@@ -53,7 +67,8 @@ class SegmentCosts:
     """Costs of one embedding, layer or head on one rank, per operator and in sum.
 
     ``gradient_total`` is zero when gradients are reduced with each pass (ZeRO 2 and 3); then
-    ``reduction_total`` holds what a pass reduces.
+    ``reduction_total`` holds what a pass reduces. ``backward_passes``: the backward pass as it is
+    run, in one or two (zero bubble).
     """
 
     forward: tuple[OperatorCost, ...]
@@ -67,6 +82,7 @@ class SegmentCosts:
     gather_total: Cost
     reduction_total: Cost
     gradient_total: Cost
+    backward_passes: tuple[tuple[OperatorCost, ...], ...]
 
 
 @record(frozen=True)
@@ -89,7 +105,11 @@ class StageResult:
 
 @record(frozen=True)
 class TrainingRun:
-    """Everything known about one training step. ``time`` in seconds."""
+    """Everything known about one training step. Times in seconds.
+
+    ``ends`` of tasks are those of the schedule; where the pipeline is simulated, ``time`` is what
+    the simulation says and has the waiting for busy links as well.
+    """
 
     mapping: TrainingMapping
     step: TrainingStep
@@ -171,6 +191,24 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
         tied_time = _tied_reduction(hardware, mapping, step).time
         durations[graph.tied_gradient] = tied_time
     ends = graph.graph.execute(durations, (0.0, hop.time))
+    time = max(ends[task] for task in graph.updates)
+    mode = simulated_mode(hardware)
+    if mode == FLATTENED and mapping.num_devices > 1:
+        of_stages = [with_parts[parts] for parts in stage_parts]
+        chains = _chains(hardware, graph, mapping, step, segments, of_content, of_stages)
+        time = machine_step_time(
+            graph,
+            chains,
+            step.hop.message_bytes,
+            hardware,
+            _placed(mapping),
+            mapping.num_devices,
+        )
+    elif mode in PIPELINES:
+        group = mapping.groups["pipeline"]
+        simulated = pipeline_time(graph, durations, step.hop.message_bytes, hardware, group)
+        # Devices that also wait for their links are never earlier, but for rounding.
+        time = max(time, simulated)
     transfers = [_transfers(mapping, stage) for stage in range(mapping.pipeline)]
     sent = {number: hop * (mapping.num_microbatches * number) for number in set(transfers)}
     stages = []
@@ -212,7 +250,7 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
         graph,
         tuple(durations),
         tuple(ends),
-        max(ends[task] for task in graph.updates),
+        time,
     )
 
 
@@ -264,6 +302,102 @@ def _durations(
     return durations
 
 
+def _chains(
+    hardware: Hardware,
+    graph: PipelineGraph,
+    mapping: TrainingMapping,
+    step: TrainingStep,
+    segments: dict[str, SegmentCosts],
+    of_content: Mapping[tuple[str, ...], _PartCosts],
+    stages: Sequence[_StageCosts],
+) -> dict[int, list[tuple[Item, ...]]]:
+    """The operators of every kind of task, for one rank of the stage.
+
+    What a pass takes beyond its operators, such as waiting for the host, follows them; what it
+    waits for the data group (ZeRO 2 and 3) is time on the link, as the schedule says.
+
+    Raises:
+        NetworkError: the layout runs passes of several microbatches beside each other.
+    """
+    from deepflow.astra.export import Item
+    from deepflow.network.graph import NetworkError
+
+    if mapping.asked.overlap_expert_communication:
+        raise NetworkError(
+            "parallelism.overlap_expert_communication runs two microbatches at once, which the"
+            " mode full_astrasim_flattened does not"
+        )
+    splits = mapping.asked.schedule == "zero_bubble"
+
+    def rest(whole: Cost, of_segments: Cost) -> tuple[Item, ...]:
+        link = max(0.0, whole.data_communication - of_segments.data_communication)
+        waiting = max(0.0, whole.launch - of_segments.launch)
+        return Item(compute=waiting + whole.host_transfer), Item(link=link)
+
+    operators = {
+        name: (
+            chain_items(costs.forward, hardware),
+            *(chain_items(chain, hardware) for chain in costs.backward_passes),
+        )
+        for name, costs in segments.items()
+    }
+    kept = {
+        name: (
+            costs.forward_total,
+            costs.backward_input_total if splits else costs.backward_total,
+            costs.backward_weight_total,
+        )
+        for name, costs in segments.items()
+    }
+    chains: dict[int, list[tuple[Item, ...]]] = {kind: [] for kind in graph.graph.kind}
+
+    def add(kind: int, which: int, content: Iterable[str], whole: Cost) -> None:
+        if kind not in chains:
+            # With one microbatch a part's backward pass is run by segments only.
+            return
+        of_segments = NOTHING
+        for name in content:
+            chains[kind].append(operators[name][which])
+            of_segments += kept[name][which]
+        chains[kind].append(rest(whole, of_segments))
+
+    for part, content in enumerate(mapping.parts):
+        costs, back = of_content[content], content[::-1]
+        add(graph.forward(part), 0, content, costs.forward)
+        add(graph.backward(part), 1, back, costs.backward_input if splits else costs.backward)
+        if splits:
+            add(graph.backward_weight(part), 2, back, costs.backward_weight)
+    if mapping.asked.zero < 2:
+        for kind, (name, item) in enumerate(segments.items()):
+            last = 2 if splits else 1
+            add(graph.segment_backward(kind), last, (name,), kept[name][last].paced())
+            chains[graph.segment_gradient(kind)] = [chain_items(item.gradient, hardware)]
+    for stage, of_stage in enumerate(stages):
+        done = NOTHING
+        for operator in of_stage.update_operators:
+            done += operator.cost
+        after = Item(compute=max(0.0, of_stage.update.time - done.time))
+        chains[graph.update(stage)] = [chain_items(of_stage.update_operators, hardware), (after,)]
+    if graph.shape.tied:
+        tied = operator_cost(_tied_collective(mapping, step), hardware, mapping.groups)
+        chains[graph.tied_gradient] = [chain_items((tied,), hardware)]
+    return chains
+
+
+def _placed(mapping: TrainingMapping) -> dict[str, tuple[Group, int]]:
+    """Groups with the distance in ranks of neighbours: the order of ranks of ``map_training``."""
+    tensor, stage = mapping.tensor, mapping.num_devices // mapping.pipeline
+    distances = {
+        "tensor": 1,
+        "context": tensor,
+        "data": tensor,
+        "expert": tensor,
+        "expert_data": tensor * mapping.expert,
+        "embedding": stage * (mapping.pipeline - 1),
+    }
+    return {name: (mapping.groups[name], distance) for name, distance in distances.items()}
+
+
 def _segment_costs(
     hardware: Hardware, mapping: TrainingMapping, step: TrainingStep
 ) -> dict[str, SegmentCosts]:
@@ -294,22 +428,28 @@ def _in_sum(
     software = hardware.config.sw_param
     each_pass = mapping.asked.zero >= 2
     reduction = total(gradient, software)
+
+    def whole(chain: tuple[OperatorCost, ...]) -> Cost:
+        cost = chain_total(chain, hardware, mapping.groups, issued=True)
+        return _beside_others(cost, name, hardware, mapping, step)
+
     backward_input = backward_weight = NOTHING
     if split:
-        backward_input, backward_weight = (total(chain, software) for chain in split)
-        backward_input = _beside_others(backward_input, name, hardware, mapping, step)
+        backward_input = whole(split[0])
+        backward_weight = chain_total(split[1], hardware, mapping.groups, issued=True)
     return SegmentCosts(
         forward,
         backward,
         gather,
         gradient,
-        _beside_others(total(forward, software), name, hardware, mapping, step),
-        _beside_others(total(backward, software), name, hardware, mapping, step),
+        whole(forward),
+        whole(backward),
         backward_input,
         backward_weight,
         total(gather, software),
         reduction if each_pass else NOTHING,
         NOTHING if each_pass else reduction,
+        tuple(split) if split else (backward,),
     )
 
 
@@ -493,13 +633,16 @@ def _stage_gradient(segments: dict[str, SegmentCosts], parts: Parts) -> Cost:
 
 def _tied_reduction(hardware: Hardware, mapping: TrainingMapping, step: TrainingStep) -> Cost:
     """First and last stage add up the gradients of the embedding matrix that they share."""
-    reduction = Collective(
+    return operator_cost(_tied_collective(mapping, step), hardware, mapping.groups).cost
+
+
+def _tied_collective(mapping: TrainingMapping, step: TrainingStep) -> Collective:
+    return Collective(
         "tied_embedding_reduction",
         "all_reduce",
         "embedding",
         step.segments[EMBEDDING].forward.parameters * mapping.asked.gradient_bytes,
     )
-    return operator_cost(reduction, hardware, mapping.groups).cost
 
 
 def _transfers(mapping: TrainingMapping, stage: int) -> int:

@@ -82,6 +82,25 @@ class Point:
         values.update((f"model.{path}", value) for path, value in self.model_overrides.items())
         return self.base.digests.digest(values)
 
+    @property
+    def may_run_astra_sim(self) -> bool:
+        """Single collectives are timed by the user's ASTRA-sim, if there is one."""
+        backend = self.base.hardware.execution_backend
+        loaded = {
+            "model": backend.model,
+            "astra.mode": backend.astra.mode,
+            "astra.simulator": backend.astra.simulator,
+        }
+        used = {
+            key: self.hardware_overrides.get(f"execution_backend.{key}", value)
+            for key, value in loaded.items()
+        }
+        return (
+            used["model"] == "astra"
+            and used["astra.mode"] == "hybrid"
+            and used["astra.simulator"] != "embedded"
+        )
+
 
 @dataclass(frozen=True)
 class Shard:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from deepflow.sweep.quantity import scale_of
 from deepflow.version import MODEL_VERSION, __version__
 
 if TYPE_CHECKING:
+    from deepflow.astra.store import StoredCollective
     from deepflow.sweep.points import Point
 
 VERSIONS = {"deepflow_version": __version__, "model_version": MODEL_VERSION}
@@ -66,6 +68,29 @@ def evaluate_or_explain(
         return evaluate(hardware, model, hardware_overrides, model_overrides)
     except InfeasiblePoint as error:
         return Outcome(Prediction(status=error.status, reason=str(error)), hardware, model)
+
+
+def collectives_of(point: Point) -> dict[str, StoredCollective]:
+    """The results of ASTRA-sim that ``point`` needs, by the names of their files.
+
+    Found by predicting the point once with times that mean nothing. Empty if the point needs none,
+    or cannot be predicted with simulated collectives whatever they take.
+    """
+    if not point.may_run_astra_sim:
+        return {}
+    from deepflow.astra.store import recorded_collectives
+
+    base = point.base
+    # Whoever predicts the point says what there is to say about it.
+    with warnings.catch_warnings(), recorded_collectives() as needed:
+        warnings.simplefilter("ignore")
+        try:
+            outcome = evaluate(
+                base.hardware, base.model, point.hardware_overrides, point.model_overrides
+            )
+        except DeepFlowError:
+            return {}
+    return needed if outcome.prediction.backend_used == "astra" else {}
 
 
 def point_record(
