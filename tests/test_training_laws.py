@@ -321,7 +321,6 @@ def test_a_schedule_that_goes_back_earlier_keeps_less(point):
     if first is not None and last is not None:
         assert first.peak_memory_bytes <= last.peak_memory_bytes * ROUNDING
         assert first.executed_flops == pytest.approx(last.executed_flops)
-"""Tests to append to tests/test_training_laws.py once A1_fixes.patch is in: all fail before it."""
 
 
 @pytest.mark.parametrize("name", [H100, "nvidia_h100_pcie_80gb", "nvidia_l40s"])
