@@ -217,3 +217,11 @@ def test_shards_are_a_power_of_two_and_just_enough(points: int, per_job: int) ->
     assert shards & (shards - 1) == 0
     assert points <= shards * per_job
     assert shards == 1 or points > shards // 2 * per_job
+
+
+def test_an_axis_never_takes_the_name_of_the_files() -> None:
+    assert identity.short_names(["backend.model", "parallelism.tensor"]) == [
+        "backend.model",
+        "tensor",
+    ]
+    assert identity.short_names(["model", "backend.model"]) == ["model", "backend.model"]

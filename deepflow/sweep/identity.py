@@ -57,8 +57,11 @@ def point_id(labels: Sequence[str]) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of each dotted path, with as many parents as it takes to be unique."""
-    depth = dict.fromkeys(paths, 1)
+    """The last part of each dotted path, with as many parents as it takes to be unique.
+
+    ``hardware`` and ``model`` alone are the files' names, which every table has.
+    """
+    depth = {path: 2 if path.endswith((".hardware", ".model")) else 1 for path in paths}
     while True:
         names = {path: ".".join(path.split(".")[-depth[path] :]) for path in paths}
         taken = list(names.values())
