@@ -85,26 +85,22 @@ def memory_use(
     )
 
 
-def stage_parameters(
-    mapping: TrainingMapping, step: TrainingStep, parts: Parts, tied: bool
-) -> Parameters:
-    """Parameters on one device of a stage with these ``parts``.
+def stage_parameters(step: TrainingStep, parts: Parts) -> Parameters:
+    """Parameters on one device of a stage with these ``parts``; a matrix that is tied counts once.
 
-    A tied output matrix has a second copy only when first and last stage differ.
+    It has a second copy when first and last stage differ.
     """
     whole = Parameters()
     for part in parts:
         for name, count in Counter(part).items():
-            whole += step.segments[name].parameters * count
-    if tied and mapping.pipeline == 1:
-        whole += Parameters(dense=-step.segments[HEAD].forward.parameters, tensors=-1, matrices=-1)
+            whole += step.segments[name].own * count
     return whole
 
 
 def kept_bytes(mapping: TrainingMapping, step: TrainingStep, name: str) -> float:
     """What one segment keeps of a microbatch from its forward to its backward pass."""
     if name.endswith(RECOMPUTED):
-        return _layer_input(mapping, step)
+        return step.hop.message_bytes
     return saved_bytes(step.segments[name].forward, mapping)
 
 
@@ -177,12 +173,8 @@ def stage_memory(
         temporary=temporary,
         # Gathered input and its gradient in a tensor group; received tensors of a pipeline.
         buffers=(2 * step.boundary_bytes if mapping.tensor > 1 else 0.0)
-        + (2 * _layer_input(mapping, step) if mapping.pipeline > 1 else 0.0),
+        + (2 * step.hop.message_bytes if mapping.pipeline > 1 else 0.0),
     )
-
-
-def _layer_input(mapping: TrainingMapping, step: TrainingStep) -> float:
-    return step.boundary_bytes / (mapping.tensor if mapping.sequence_parallel else 1)
 
 
 def _own_share(mapping: TrainingMapping, segments: Sequence[Segment]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 from math import ceil
 
 from deepflow.config.model import LlmModel
@@ -101,19 +100,18 @@ class Segment:
     ``backward_input`` and ``backward_weight`` are the same work in two passes: what earlier
     segments wait for, and gradients of weights. ``gather`` brings in weights that are sharded over
     the data group, before each pass; ``gradient`` reduces gradients over that group.
+    ``parameters`` on one device if nothing is sharded over the data group; ``own``: those without
+    a matrix that is the embedding's.
     """
 
+    parameters: Parameters
+    own: Parameters
     forward: Block
     backward: Block
     backward_input: Block
     backward_weight: Block
     gather: Block
     gradient: Block
-
-    @cached_property
-    def parameters(self) -> Parameters:
-        """On one device if nothing is sharded over the data group."""
-        return segment_parameters(self.forward)
 
 
 @record(frozen=True)
@@ -309,6 +307,8 @@ def _segment(
             f"{block.name}_weight_gather", "all_gather", mapping, own, software.precision
         )
     return Segment(
+        parameters,
+        own,
         forward,
         replace(gradients, operators=again + gradients.operators + accumulation),
         Block(f"{block.name}.backward_input", (*again, *of_inputs)),

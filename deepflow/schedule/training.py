@@ -178,9 +178,7 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
     graph = pipeline_graph(shape)
     stage_parts = [mapping.parts_of(stage) for stage in range(mapping.pipeline)]
     with_parts = {
-        parts: _stage_costs(
-            hardware, mapping, step, segments, of_content, parts, model.tie_embeddings
-        )
+        parts: _stage_costs(hardware, mapping, step, segments, of_content, parts)
         for parts in dict.fromkeys(stage_parts)
     }
     durations = _durations(graph, mapping, segments, of_content)
@@ -531,13 +529,12 @@ def _stage_costs(
     segments: dict[str, SegmentCosts],
     of_content: Mapping[tuple[str, ...], _PartCosts],
     parts: Parts,
-    tied: bool,
 ) -> _StageCosts:
     """``segments`` by name, ``of_content`` by the segments of a part; ``parts`` of the stage."""
     passes = NOTHING
     for part in parts:
         passes += of_content[part].forward + _backward_of(of_content[part], mapping)
-    parameters = stage_parameters(mapping, step, parts, tied)
+    parameters = stage_parameters(step, parts)
     update_operators, update = _update(hardware, mapping, step, parameters)
     return _StageCosts(
         parameters,
