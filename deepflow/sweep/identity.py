@@ -1,7 +1,8 @@
 """Names and fingerprints of points: what they are called, what they mean, where they go.
 
-- An *id* is for people and file names: ``tensor=4,pipeline=2``. It needs no shell quoting and
-  cannot leave its directory.
+- An *id* is for people and file names: ``tensor=4+pipeline=2``. It needs no shell quoting and
+  cannot leave its directory. Commas would get lost on the way to a cluster's nodes: Snakemake
+  takes them to separate wildcards (its issue 2366).
 - A *digest* is the meaning of a point: every value that its prediction can depend on, in SI
   units and with defaults filled in, and the version of the model. Comments, spelling of units,
   order of keys and names do not enter.
@@ -24,14 +25,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Hashes = npt.NDArray[np.uint64]
+    Numbers = npt.NDArray[np.int64]
 
 LONGEST_ID = 150
-_ODD = re.compile(r"[^A-Za-z0-9._+-]")
+JOINT = "+"
+"""Between the labels of an id; no label has it."""
+_ODD = re.compile(r"[^A-Za-z0-9._-]")
 _NAMES_ONLY = {"hardware.name", "hardware.aliases", "hardware.file", "model.name", "model.file"}
 
 
 def value_text(value: object) -> str:
-    """``value`` as it stands in an id: ``4``, ``4e+12``, ``true``, ``3.35TBps`` for "3.35 TB/s".
+    """``value`` as it stands in an id: ``4``, ``4e12``, ``true``, ``3.35TBps`` for "3.35 TB/s".
 
     A value with other characters keeps what is readable and gets a short digest.
     """
@@ -40,6 +44,8 @@ def value_text(value: object) -> str:
     given = str(value)
     if isinstance(value, float) and float(f"{value:g}") == value:
         given = f"{value:g}"
+    if isinstance(value, float):
+        given = given.replace("e+", "e")
     readable = given.replace(" ", "").replace("/", "p")
     if readable and not _ODD.search(readable):
         return readable
@@ -48,12 +54,12 @@ def value_text(value: object) -> str:
 
 def point_id(labels: Sequence[str]) -> str:
     """Join ``name=value`` labels; past ``LONGEST_ID`` characters a digest replaces the rest."""
-    joined = ",".join(labels)
+    joined = JOINT.join(labels)
     if not joined:
         return "base"
     if len(joined) <= LONGEST_ID:
         return joined
-    return f"{joined[: LONGEST_ID - 17].rstrip(',')}-{_hexadecimal(joined, 16)}"
+    return f"{joined[: LONGEST_ID - 17].rstrip(JOINT)}-{_hexadecimal(joined, 16)}"
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -90,25 +96,51 @@ class DigestTemplate:
         }
         lines.update(dict.fromkeys(varied))
         self._varied = sorted(varied)
-        self._texts = [f"model_version={MODEL_VERSION}\n"]
+        self.texts = [f"model_version={MODEL_VERSION}\n"]
         for key in sorted(lines):
             if key in varied:
-                self._texts[-1] += f"{key}="
-                self._texts.append("\n")
+                self.texts[-1] += f"{key}="
+                self.texts.append("\n")
             else:
-                self._texts[-1] += f"{key}={lines[key]!r}\n"
+                self.texts[-1] += f"{key}={lines[key]!r}\n"
 
     def fixed_lines(self, *roots: str) -> list[str]:
         """The lines that start with one of ``roots``, without the varied values."""
-        return [line for line in "".join(self._texts).splitlines() if line.startswith(roots)]
+        return [line for line in "".join(self.texts).splitlines() if line.startswith(roots)]
 
     def digest(self, values: Mapping[str, object]) -> str:
         """Hexadecimal digest (128 bits) of the point that sets ``values``, one per varied key."""
-        parts = [self._texts[0]]
-        for key, text in zip(self._varied, self._texts[1:], strict=True):
+        parts = [self.texts[0]]
+        for key, text in zip(self._varied, self.texts[1:], strict=True):
             parts.append(repr(values[key]))
             parts.append(text)
         return _hexadecimal("".join(parts), 32)
+
+    def digests(self, values: Mapping[str, tuple[Sequence[object], Numbers]]) -> list[str]:
+        """``digest`` of many points.
+
+        ``values`` maps each varied key to its values and to the number of the one that each point
+        has. What points have in common up to a key is hashed once.
+        """
+        import numpy as np
+
+        hashed = [hashlib.sha256(self.texts[0].encode())]
+        which: Numbers | None = None
+        for key, text in zip(self._varied, self.texts[1:], strict=True):
+            choices, chosen = values[key]
+            lines = [f"{value!r}{text}".encode() for value in choices]
+            before = chosen if which is None else which * len(lines) + chosen
+            distinct, which = np.unique(before, return_inverse=True)
+            more = []
+            for start, line in zip(
+                *(x.tolist() for x in divmod(distinct, len(lines))), strict=True
+            ):
+                state = hashed[start].copy()
+                state.update(lines[line])
+                more.append(state)
+            hashed = more
+        texts = [state.hexdigest()[:32] for state in hashed]
+        return texts if which is None else [texts[index] for index in which.tolist()]
 
 
 def configuration_digest(hardware: HardwareConfig, model: ModelConfig, changes: Changes) -> str:
