@@ -1,19 +1,24 @@
 """The network simulator: short cuts against the event model, and both against ASTRA-sim's cost.
 
-The baseline is ``simulate_events``, every message an event, in the same run. The CPU seconds of
-ASTRA-sim's own binaries for the same inputs (64 MiB over a switch, 4 chunks) are given beside it;
-they were taken on another machine. ``--exact`` runs all reference cases on both backends and
-both ways and counts those in which every rank has the binary's cycles.
+Single collectives, the memory that they take by ranks, and a Llama 2 70B on 64 ranks in all modes
+of the astra backend. The baseline is ``simulate_events``, every message an event, in the same run.
+The CPU seconds of ASTRA-sim's own binaries for the same inputs (64 MiB over a switch, 4 chunks) are
+given beside it; they were taken on another machine. ``--exact`` runs all reference cases on both
+backends and both ways and counts those in which every rank has the binary's cycles.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+from deepflow import load_hardware, load_model, predict
 from deepflow.network.graph import Network, NetworkError, Node, Options, SystemSettings
 from deepflow.network.simulate import CollectiveTimes, simulate, simulate_events
 from measure import Row, describe_machine, median_seconds, print_table
@@ -126,6 +131,68 @@ def graphs() -> list[Row]:
     return [Row("1,000 x (compute, ring all_reduce), 64 ranks", value, "< 1 s")]
 
 
+def memory() -> list[Row]:
+    """Peak memory of the event model above that of the process, each in a process of its own."""
+    rows = []
+    for algorithm, congestion in (("halvingDoubling", False), ("halvingDoubling", True)):
+        for ranks in (256, 1024, 4096):
+            arguments = [sys.executable, __file__, "--memory", algorithm, str(ranks)]
+            run = subprocess.run(
+                [*arguments, *(["--aware"] if congestion else [])],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            name = f"memory, {algorithm}, {ranks} ranks{', aware' * congestion}"
+            rows.append(Row(name, f"{float(run.stdout):.1f} MiB", "linear in ranks"))
+    return rows
+
+
+def peak_mebibytes(algorithm: str, ranks: int, congestion: bool) -> float:
+    before = high_water_mark()
+    node = Node(1, "COLL", collective="ALL_REDUCE", size_bytes=SIZE)
+    options = Options(congestion=congestion)
+    simulate_events(((node,),) * ranks, switch(ranks), system(algorithm), options)
+    return (high_water_mark() - before) / 1024
+
+
+def high_water_mark() -> int:
+    """Peak resident KiB of this program; getrusage would count the one that started it as well."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def points() -> list[Row]:
+    """A training step of Llama 2 70B: tensor 8, pipeline 4, data 2, for some global batches."""
+    rows = []
+    targets = {
+        "hybrid": "<= 20 ms after the first",
+        "hybrid_congestion": "",
+        "full_astrasim_hierarchical": "<= 1 s",
+        "full_astrasim_flattened": "<= 30 s",
+    }
+    for mode, target in targets.items():
+        for batch in (64, 512, 1024):
+            hardware = load_hardware(
+                "configs/hardware-config/nvidia_h100_sxm_80gb.yaml",
+                {
+                    "system_hierarchy.num_nodes": 8,
+                    "parallelism.tensor": 8,
+                    "parallelism.pipeline": 4,
+                    "execution_backend.model": "astra",
+                    "execution_backend.astra.mode": mode,
+                    "execution_backend.astra.fallback": "error",
+                },
+            )
+            shape = {"global_batch_size": batch}
+            model = load_model("configs/model-config/Llama2-70B.yaml", shape)
+            point = partial(predict, hardware, model)
+            first, again = cpu_seconds(point), cpu_seconds(point)
+            value = f"{first * 1e3:,.0f} ms, again {again * 1e3:,.1f} ms"
+            rows.append(Row(f"70B on 64 ranks, {batch} sequences, {mode}", value, target))
+    return rows
+
+
 def exactness() -> list[Row]:
     counts: Counter[str] = Counter()
     for entry in network_cases.read("cases"):
@@ -153,13 +220,20 @@ def exactness() -> list[Row]:
 
 
 def measure() -> list[Row]:
-    return [*closed_forms(), *graphs(), *collectives()]
+    return [*closed_forms(), *points(), *graphs(), *collectives(), *memory()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--exact", action="store_true", help="all reference cases instead")
-    rows = exactness() if parser.parse_args().exact else measure()
+    parser.add_argument("--memory", nargs=2, metavar=("ALGORITHM", "RANKS"), help="of one case")
+    parser.add_argument("--aware", action="store_true", help="with congestion, for --memory")
+    arguments = parser.parse_args()
+    if arguments.memory:
+        algorithm, ranks = arguments.memory
+        print(peak_mebibytes(algorithm, int(ranks), arguments.aware))
+        return
+    rows = exactness() if arguments.exact else measure()
     print(describe_machine(), end="\n\n")
     print_table(rows)
 

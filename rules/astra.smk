@@ -10,6 +10,10 @@ rule collective:
         f"{COLLECTIVES}/{{collective}}.json",
     log:
         f"{COLLECTIVES}/logs/{{collective}}.log",
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        # Minutes; ASTRA-sim is stopped at its own limit.
+        runtime=lambda wildcards: 2 + int(get_collective(wildcards).timeout) // 60,
     params:
         meaning=lambda wildcards: get_collective(wildcards).meaning,
         last_failure=lambda wildcards: get_last_failure(wildcards.collective),

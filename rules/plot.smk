@@ -16,6 +16,7 @@ rule plot:
     params:
         drawing=lambda wildcards: repr(get_part("plot", wildcards)),
     run:
+        settle_times(input)
         deepflow(
             ["sweep", "plot", SWEEP_FILES[wildcards.sweep], wildcards.plot]
             + ["--summary", input[0], "--output", output.png, output.svg],

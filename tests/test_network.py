@@ -19,8 +19,9 @@ from deepflow.network.graph import (
     RemoteMemory,
     SystemSettings,
 )
-from deepflow.network.lockstep import simulate_lockstep
-from deepflow.network.simulate import CollectiveTimes, simulate, simulate_events
+from deepflow.network.lockstep import Part, simulate_lockstep
+from deepflow.network.program import Program
+from deepflow.network.simulate import CollectiveTimes, simulate, simulate_events, simulate_parts
 from deepflow.network.symmetric import simulate_symmetric
 
 CASES = network_cases.read("cases")
@@ -271,6 +272,124 @@ def test_collectives_in_step_give_what_the_event_model_gives(inputs: Inputs) -> 
     )
     assert result.cycles == expected.cycles
     assert result.exposed == expected.exposed
+
+
+@st.composite
+def stages_of_equal_ranks(draw: st.DrawFn) -> tuple[list[list[Node]], Inputs]:
+    """What the ranks of each stage run, and the same as one trace per rank.
+
+    In the former peers are stages, group 1 are the ranks of a stage, and group 2 those of one place
+    in the first and the last stage. Nodes depend on any nodes before them, so that they compete for
+    lanes; times are such that many end in the same nanosecond.
+    """
+    stages, width = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 4]))
+    assume(stages * width > 1)
+    latency, rate = draw(st.sampled_from([0.0, 500.0, 1000.0])), draw(st.sampled_from([1e6, 7.0]))
+    kinds = st.sampled_from(["Ring", "Switch", "FullyConnected"])
+    network = Network((draw(kinds),), (stages * width,), (rate,), (latency,))
+    of_stage: list[dict[str, Any]] = [{"group": 1}]
+    if (stages > 1 < width or width == 4) and draw(st.booleans()):
+        npus = (width, stages) if stages > 1 else (2, 2)
+        network = Network((draw(kinds), draw(kinds)), npus, (rate, 3.0), (latency, 250.0))
+        line = {"involved_dimensions": (True, False)} if stages > 1 else {}
+        of_stage.append({"group": 0, **line})
+    names = st.sampled_from(["ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER"])
+    shared = draw(st.lists(names, max_size=2)) if stages > 1 else []
+    passed_on = [draw(st.integers(0, 2)) for _ in range(stages - 1)]
+    scripts: list[list[Node]] = []
+    for stage in range(stages):
+        works: list[dict[str, Any]] = [
+            {"kind": "COMP", "duration_us": draw(st.integers(0, 4))}
+            for _ in range(draw(st.integers(1, 4)))
+        ]
+        if width > 1:
+            works += [
+                {"kind": "COLL", "collective": draw(names), "size_bytes": 4096}
+                | draw(st.sampled_from(of_stage))
+                for _ in range(draw(st.integers(0, 3)))
+            ]
+        if stage in (0, stages - 1):
+            works += [
+                {"kind": "COLL", "collective": name, "size_bytes": 3000, "group": 2}
+                for name in shared
+            ]
+        for other, kind in ((stage + 1, "SEND"), (stage - 1, "RECV")):
+            count = passed_on[min(stage, other)] if 0 <= other < stages else 0
+            works += [
+                {"kind": kind, "size_bytes": 65536, "tag": tag, "peer": other}
+                for tag in range(count)
+            ]
+        works = draw(st.permutations(works))
+        scripts.append(
+            [
+                Node(
+                    number,
+                    dependencies=tuple(draw(st.sets(st.integers(0, number - 1), max_size=2)))
+                    if number
+                    else (),
+                    **work,
+                )
+                for number, work in enumerate(works)
+            ]
+        )
+    groups = {
+        stage + 1: tuple(range(stage * width, (stage + 1) * width)) for stage in range(stages)
+    }
+    across = {stages + 1 + place: (place, (stages - 1) * width + place) for place in range(width)}
+    traces = [
+        tuple(
+            replace(
+                of_rank(node, rank, stages, width),
+                peer=None if node.peer is None else node.peer * width + rank % width,
+            )
+            for node in scripts[rank // width]
+        )
+        for rank in range(stages * width)
+    ]
+    values = system(
+        draw(st.sampled_from(["ring", "direct", "halvingDoubling"])),
+        len(network.npus),
+        active_chunks_per_dimension=draw(st.integers(1, 2)),
+        endpoint_delay=draw(st.sampled_from([1, 500, 1000])),
+        local_mem_bw=draw(st.sampled_from([0.05, 1e6])),
+    )
+    wanted = groups | (across if stages > 1 else {})
+    return scripts, Inputs(traces, network, values, Options(), wanted, None)
+
+
+def of_rank(node: Node, rank: int, stages: int, width: int) -> Node:
+    """A node with the communicator group that its family is for a rank."""
+    numbers = {1: rank // width + 1, 2: stages + 1 + rank % width}
+    return replace(node, group=numbers.get(node.group, 0))
+
+
+@settings(max_examples=200, deadline=None)
+@given(stages_of_equal_ranks())
+def test_one_rank_of_a_stage_stands_for_the_others(given_: tuple[list[list[Node]], Inputs]) -> None:
+    scripts, inputs = given_
+    stages, width = len(scripts), inputs.network.ranks // len(scripts)
+    parts = [
+        Part(
+            range(stage * width, (stage + 1) * width),
+            Program.of(
+                [
+                    node if node.peer is None else replace(node, peer=node.peer * width)
+                    for node in script
+                ]
+            ),
+            lambda node, rank: of_rank(node, rank, stages, width),
+        )
+        for stage, script in enumerate(scripts)
+    ]
+    network, values, groups = inputs.network, inputs.system, inputs.groups
+    result = simulate_parts(parts, network, values, groups)
+    every_rank = simulate_lockstep(inputs)
+    assume(result is not None or every_rank is not None)
+    expected = simulate_events(inputs.traces, network, values, None, groups)
+    for shown in (result, every_rank):
+        if shown is not None:
+            assert shown.cycles == expected.cycles
+            assert shown.exposed == expected.exposed
 
 
 def test_stages_of_a_pipeline_need_no_messages_within_collectives() -> None:

@@ -8,13 +8,17 @@ failed, except that a run in which a rank does not finish has failed here.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepflow.errors import DeepFlowError
-from deepflow.network.graph import Options, Result
+from deepflow.network.graph import NetworkError, Options, Result
+
+if TYPE_CHECKING:
+    from deepflow.astra.files import SimulationFiles
 
 CONGESTION_UNAWARE, CONGESTION_AWARE = BACKENDS = ("congestion_unaware", "congestion_aware")
 
@@ -100,33 +104,35 @@ def _run(options: argparse.Namespace) -> None:
     from deepflow.network.simulate import simulate
 
     groups = options.comm_group_configuration
-    given = read_simulation(
-        SimulationFiles(
-            workload=Path(options.workload_configuration),
-            system=Path(options.system_configuration),
-            network=Path(options.network_configuration),
-            memory=Path(options.remote_memory_configuration),
-            groups=None if "empty" in groups else Path(groups),
+    files = SimulationFiles(
+        workload=Path(options.workload_configuration),
+        system=Path(options.system_configuration),
+        network=Path(options.network_configuration),
+        memory=Path(options.remote_memory_configuration),
+        groups=None if "empty" in groups else Path(groups),
+    )
+    given = read_simulation(files)
+    links = () if options.link_states is None else read_link_states(options.link_states)
+    try:
+        result = simulate(
+            given.traces,
+            given.network,
+            given.system,
+            Options(
+                congestion=options.network_backend == CONGESTION_AWARE,
+                num_queues_per_dim=options.num_queues_per_dim,
+                injection_scale=options.injection_scale,
+                rendezvous=options.rendezvous_protocol,
+                collectives_in_flight=options.collectives_in_flight,
+                congestion_in_all_dimensions=options.congestion_in_all_dimensions,
+                link_states=links,
+            ),
+            given.groups,
+            given.memory,
         )
-    )
-    result = simulate(
-        given.traces,
-        given.network,
-        given.system,
-        Options(
-            congestion=options.network_backend == CONGESTION_AWARE,
-            num_queues_per_dim=options.num_queues_per_dim,
-            injection_scale=options.injection_scale,
-            rendezvous=options.rendezvous_protocol,
-            collectives_in_flight=options.collectives_in_flight,
-            congestion_in_all_dimensions=options.congestion_in_all_dimensions,
-            link_states=()
-            if options.link_states is None
-            else read_link_states(options.link_states),
-        ),
-        given.groups,
-        given.memory,
-    )
+    except NetworkError as error:
+        file = _file_of(str(error), files, options.link_states)
+        raise DeepFlowError(f"{file}: {error}") from None
     text = "\n".join(output_lines(result, datetime.now()))
     if options.logging_folder is not None:
         folder = Path(options.logging_folder)
@@ -138,6 +144,17 @@ def _run(options: argparse.Namespace) -> None:
                 f"--logging-folder {folder}: cannot be written: {error.strerror or error}"
             ) from None
     print(text)
+
+
+def _file_of(problem: str, files: SimulationFiles, link_states: str | None) -> str | Path:
+    """The file that has what the simulator, which knows no files, complains of."""
+    from deepflow.astra.trace import trace_file
+
+    if link_states is not None and re.search(r"\blinks? (from|have|\d)", problem):
+        return link_states
+    if rank := re.search(r"\brank (\d+)\b", problem):
+        return trace_file(files.workload, int(rank[1]))
+    return files.network if re.search(r"network|topology", problem) else files.system
 
 
 def _count(text: str) -> int:

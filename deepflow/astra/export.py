@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deepflow.network.graph import Node
+from deepflow.network.program import Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +49,85 @@ Phase = tuple[str, int, int, tuple[bool, ...] | None]
 Phases = Callable[[Call], Sequence[Phase]]
 
 
+# What comes before a chain that is built once and used after many things.
+BEFORE = -1
+
+
+class Operations:
+    """What the nodes of one machine do, each kind of operation once; its id is its number."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._numbers: dict[tuple[object, ...], int] = {}
+
+    def number(self, kind: str, name: str, values: dict[str, object]) -> int:
+        """The number of an operation, by the fields of its nodes."""
+        key = (kind, name, *values.items())
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self.nodes)
+            self.nodes.append(Node(number, kind, name, **values))  # type: ignore[arg-type]
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A piece of a trace. ``heads`` are its nodes that wait for what comes before, and ``ends``
+    what comes after waits for; the latter may name ``BEFORE``."""
+
+    program: Program
+    heads: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
 class TraceBuilder:
     """The nodes of one rank in the making; every method returns what comes after has to wait for.
 
     Nodes are numbered in the order of the calls, which is the order in which a lane takes those
-    that could start. What rounds to no time at all is left out.
+    that could start. What rounds to no time at all is left out. ``operations`` are shared by the
+    ranks of a machine.
     """
 
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
+    def __init__(self, operations: Operations | None = None) -> None:
+        self.operations = operations or Operations()
+        self._what: list[int] = []
+        self._children: list[tuple[int, ...]] = []
+        self._missing: list[int] = []
+        self._heads: list[int] = []
+
+    @property
+    def program(self) -> Program:
+        """What has been built so far."""
+        return Program(self.operations.nodes, self._what, self._children, self._missing)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The same as nodes."""
+        return self.program.nodes()
+
+    def template(self, chains: Sequence[Sequence[Item]], phases: Phases) -> Template:
+        """``chains`` one after the other, to be put into traces of the same machine."""
+        piece = TraceBuilder(self.operations)
+        ends: tuple[int, ...] = (BEFORE,)
+        for items in chains:
+            ends = piece.chain(items, ends, phases)
+        return Template(piece.program, tuple(piece._heads), ends)
+
+    def put(self, template: Template, after: tuple[int, ...]) -> tuple[int, ...]:
+        """The nodes of a template after the nodes ``after``."""
+        base, before = len(self._what), set(after)
+        self._what += template.program.what
+        self._children += template.program.children
+        self._missing += template.program.missing
+        for head in template.heads:
+            self._missing[base + head] += len(before)
+        for node in before:
+            distances = tuple(base + head - node for head in template.heads)
+            self._children[node] += distances
+        ends: tuple[int, ...] = ()
+        for end in template.ends:
+            ends += after if end == BEFORE else (base + end,)
+        return ends
 
     def compute(self, seconds: float, after: tuple[int, ...], name: str = "") -> tuple[int, ...]:
         """A computation after the nodes ``after``."""
@@ -139,6 +210,13 @@ class TraceBuilder:
         return ends
 
     def _add(self, kind: str, name: str, after: tuple[int, ...], **values: object) -> tuple[int]:
-        number = len(self.nodes)
-        self.nodes.append(Node(number, kind, name, after, **values))  # type: ignore[arg-type]
+        number, before = len(self._what), set(after)
+        self._what.append(self.operations.number(kind, name, values))
+        self._children.append(())
+        if BEFORE in before:
+            before.remove(BEFORE)
+            self._heads.append(number)
+        self._missing.append(len(before))
+        for node in before:
+            self._children[node] += (number - node,)
         return (number,)

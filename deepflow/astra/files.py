@@ -21,6 +21,8 @@ from typing import Any
 from deepflow.astra.trace import read_traces, serialize_trace, trace_file
 from deepflow.config.loading import DeepFlowWarning, read_yaml
 from deepflow.errors import ConfigError
+from deepflow.files import read_limited
+from deepflow.network.algorithms import parse_implementation
 from deepflow.network.checks import check_groups, check_network, check_system
 from deepflow.network.graph import (
     LinkState,
@@ -231,6 +233,10 @@ def read_system(path: str | Path) -> SystemSettings:
         value = keys.take(key, None)
         if value:
             raise ConfigError("not simulated", file=str(path), key=key, value=value)
+
+    def algorithms(collective: str) -> tuple[str, ...]:
+        return tuple(keys.list(f"{collective}-implementation", _algorithm, ()))
+
     settings = SystemSettings(
         scheduling_policy=keys.value("scheduling-policy", _text),
         collective_optimization=keys.value("collective-optimization", _text),
@@ -241,10 +247,10 @@ def read_system(path: str | Path) -> SystemSettings:
         peak_perf=keys.value("peak-perf", _number, None),
         roofline_enabled=keys.value("roofline-enabled", _switch, False),
         replay_only=keys.value("replay-only", _switch, False),
-        all_reduce_implementation=tuple(keys.list("all-reduce-implementation", _text, ())),
-        all_gather_implementation=tuple(keys.list("all-gather-implementation", _text, ())),
-        reduce_scatter_implementation=tuple(keys.list("reduce-scatter-implementation", _text, ())),
-        all_to_all_implementation=tuple(keys.list("all-to-all-implementation", _text, ())),
+        all_reduce_implementation=algorithms("all-reduce"),
+        all_gather_implementation=algorithms("all-gather"),
+        reduce_scatter_implementation=algorithms("reduce-scatter"),
+        all_to_all_implementation=algorithms("all-to-all"),
     )
     keys.warn_of_others(_KEYS_WITHOUT_EFFECT)
     with _naming(path):
@@ -391,6 +397,15 @@ def _text(value: Any) -> str:
     return value
 
 
+def _algorithm(value: Any) -> str:
+    text = _text(value)
+    try:
+        parse_implementation(text)
+    except NetworkError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError("not a finite number")
@@ -421,7 +436,7 @@ def _mapping(data: Any, file: str | Path) -> dict[str, Any]:
 
 def _read_json(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        return json.loads(read_limited(path).decode("utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError:
         raise ConfigError("no such file", file=str(path)) from None
     except OSError as error:

@@ -8,11 +8,15 @@ switches) is not there; what a rank sends over which link is taken from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
+from typing import Any
 
+from deepflow.astra.faults import NANOSECONDS, States, faulty_links
 from deepflow.astra.files import SimulationInput
 from deepflow.astra.runner import Binary, find_binary, run_binary
 from deepflow.config.hardware import AstraBackend
@@ -27,9 +31,15 @@ TOPOLOGIES = {
     "switch": "Switch",
     "pcie": "Switch",
     "fully_connected": "FullyConnected",
+    # These are the embedded simulator's own.
+    "mesh": "Mesh",
+    "mesh_2d": "Mesh2D",
+    "torus_2d": "Torus2D",
+    "fat_tree": "FatTree",
 }
-# A message of ASTRA-sim's switch crosses two links, each with the latency of its dimension.
-_HOPS = {"Switch": 2}
+# Through a switch a message crosses two links, each with the latency of its dimension.
+_HOPS = {"Switch": 2, "FatTree": 2}
+_GRIDS = ("Mesh2D", "Torus2D")
 
 COLLECTIVE_KINDS = {
     "all_reduce": "ALL_REDUCE",
@@ -38,16 +48,21 @@ COLLECTIVE_KINDS = {
     "all_to_all": "ALL_TO_ALL",
 }
 TRANSFER = "SEND"
-NANOSECONDS = 1e9
+NEIGHBOURS = "SEND to the next"
+# With contention every message is followed over every link: so many take a few minutes.
+MOST_CROSSINGS = 100_000_000
+_BEFORE_MESSAGES = 1  # ns
+# The mode in which messages wait for each other on links.
+CONGESTION = "hybrid_congestion"
 GIB = 2**30
 
 
 @record(frozen=True)
 class Simulation:
-    """What is simulated: one collective of all ranks, or a transfer from rank 0 to rank 1.
+    """What is simulated: one collective of all ranks, or a transfer between neighbours.
 
-    ``kind``: ALL_REDUCE and so on, or ``TRANSFER``. ``size`` in bytes, of an ALL_GATHER a rank's
-    part.
+    ``kind``: ALL_REDUCE and so on, ``TRANSFER`` of one rank or ``NEIGHBOURS``, of all at once.
+    ``size`` in bytes, of an ALL_GATHER a rank's part.
     """
 
     kind: str
@@ -87,10 +102,17 @@ def simulated_time(
         return 0.0
     if kind in ("send", "ring_exchange"):
         between = group.inter_size > 1
-        link = group_network(group, between_only=between, pair=True)
         exchanges = group.size - 1 if kind == "ring_exchange" else 1
         # No reduction, so any memory will do; transfers in front of any memory are then the same.
-        return exchanges * _seconds(TRANSFER, round(message_bytes), link, backend, 1e12)
+        if group.faulty is None:
+            link = group_network(group, between_only=between, pair=True)
+            return exchanges * _seconds(TRANSFER, round(message_bytes), link, backend, 1e12)
+        network = group_network(group, transfers=True)
+        what = NEIGHBOURS if kind == "ring_exchange" else TRANSFER
+        return exchanges * max(
+            _seconds(what, round(message_bytes), network, backend, 1e12, states)
+            for states in faulty_links([group], network)
+        )
     if kind not in COLLECTIVE_KINDS:
         raise NetworkError(f"the simulator has no {kind}")
     network = group_network(group)
@@ -98,27 +120,38 @@ def simulated_time(
     if kind == "all_gather":
         # ASTRA-sim names a rank's own part.
         size = -(-size // group.size)
-    return _seconds(COLLECTIVE_KINDS[kind], size, network, backend, memory_bandwidth)
+    # A remainder would be a whole chunk more, and messages be faster that are a little longer.
+    size = -(-size // backend.dataset_splits) * backend.dataset_splits
+    return max(
+        _seconds(COLLECTIVE_KINDS[kind], size, network, backend, memory_bandwidth, states)
+        for states in faulty_links([group], network)
+    )
 
 
-def group_network(group: Group, between_only: bool = False, pair: bool = False) -> Network:
+def group_network(
+    group: Group, between_only: bool = False, pair: bool = False, transfers: bool = False
+) -> Network:
     """A group's dimensions within and between nodes; with ``pair`` two ranks and their link.
+
+    ``transfers``: a rank sends to one other at a time, as always in a pair.
 
     Raises NetworkError for a topology that the simulator does not have.
     """
     dimensions = []
-    for size, topology, bandwidth, latency in (
+    for size, topology, bandwidth, latency, wiring in (
         (
             group.intra_size if not between_only else 1,
             group.intra_topology,
             group.intra_bandwidth,
             group.intra_latency,
+            group.intra_wiring,
         ),
         (
             group.inter_size if between_only or not pair else 1,
             group.inter_topology,
             group.inter_bandwidth,
             group.inter_latency,
+            group.inter_wiring,
         ),
     ):
         if size > 1:
@@ -127,31 +160,78 @@ def group_network(group: Group, between_only: bool = False, pair: bool = False) 
                 raise NetworkError(
                     f"the simulator has no topology {topology!r}; it has {', '.join(TOPOLOGIES)}"
                 )
+            # Two neighbours of a grid or a tree have a link or a switch between them.
+            if pair:
+                name = {"Torus2D": "Mesh", "Mesh2D": "Mesh", "FatTree": "Switch"}.get(name, name)
             hop = latency * NANOSECONDS / _HOPS.get(name, 1)
             # A group's bandwidth is that of a rank, whose links to all others share it.
-            links = size - 1 if name == "FullyConnected" and not pair else 1
-            dimensions.append((name, 2 if pair else size, bandwidth / links / GIB, hop))
-    names, sizes, bandwidths, latencies = zip(*dimensions, strict=True)
-    return Network(names, sizes, bandwidths, latencies)
+            links = 1
+            if name == "FullyConnected" and not (pair or transfers):
+                links = size - 1
+            elif topology in ("mesh_2d", "torus_2d"):
+                links = 2
+            width = min(wiring.width, size) if name in (*_GRIDS, "FatTree") else 0
+            ratio = wiring.oversubscription if name == "FatTree" else 1.0
+            count = 2 if pair else size
+            dimensions.append((name, count, bandwidth / links / GIB, hop, width, ratio))
+    return _network(zip(*dimensions, strict=True))
+
+
+def joined(networks: Iterable[Network]) -> Network:
+    """One network with the dimensions of all; it has at least one."""
+    parts = [
+        (
+            part.topology,
+            part.npus,
+            part.bandwidth,
+            part.latency,
+            part.width or (0,) * len(part.npus),
+            part.oversubscription or (1.0,) * len(part.npus),
+        )
+        for part in networks
+    ]
+    return _network(tuple(chain.from_iterable(column)) for column in zip(*parts, strict=True))
+
+
+def _network(columns: Iterable[tuple[Any, ...]]) -> Network:
+    """What ASTRA-sim has no words for is left out where nothing is said by it."""
+    topology, npus, bandwidth, latency, widths, ratios = columns
+    network = Network(topology, npus, bandwidth, latency)
+    if any(widths) or any(ratio > 1 for ratio in ratios):
+        return replace(network, width=widths, oversubscription=ratios)
+    return network
 
 
 def _seconds(
-    kind: str, size: int, network: Network, backend: AstraBackend, memory_bandwidth: float
+    kind: str,
+    size: int,
+    network: Network,
+    backend: AstraBackend,
+    memory_bandwidth: float,
+    states: States = (),
 ) -> float:
     answer = _answer.get()
-    if answer is not None:
+    if answer is not None and backend.mode != CONGESTION and not states:
         cycles = answer(_simulation(kind, size, network, backend, memory_bandwidth), backend)
         if cycles is not None:
             return cycles / NANOSECONDS
-    return _simulated_cycles(kind, size, network, backend, memory_bandwidth) / NANOSECONDS
+    cycles = _simulated_cycles(kind, size, network, backend, memory_bandwidth, states)
+    return cycles / NANOSECONDS
 
 
 @lru_cache(maxsize=2**14)
 def _simulated_cycles(
-    kind: str, size: int, network: Network, backend: AstraBackend, memory_bandwidth: float
+    kind: str,
+    size: int,
+    network: Network,
+    backend: AstraBackend,
+    memory_bandwidth: float,
+    states: States,
 ) -> int:
     simulation = _simulation(kind, size, network, backend, memory_bandwidth)
-    return run_simulation(simulation, chosen_binary(backend, congestion=False), backend.timeout)
+    congestion = backend.mode == CONGESTION
+    binary = chosen_binary(backend, congestion)
+    return run_simulation(simulation, binary, backend.timeout, congestion, states)
 
 
 @lru_cache(maxsize=2**14)
@@ -195,30 +275,110 @@ def _implementations(name: str, network: Network, backend: AstraBackend) -> tupl
         elif name == "all_to_all":
             chosen.append("direct1")
         else:
-            doubles = topology == "Switch" and not npus & (npus - 1)
+            doubles = topology in ("Switch", "FatTree") and not npus & (npus - 1)
             chosen.append("halvingDoubling" if doubles else "ring")
     return tuple(chosen)
 
 
-def run_simulation(simulation: Simulation, binary: Binary | None, timeout: float) -> int:
+def run_simulation(
+    simulation: Simulation,
+    binary: Binary | None,
+    timeout: float,
+    congestion: bool = False,
+    states: States = (),
+) -> int:
     """Cycles until the last rank has finished, by ``binary`` or else the embedded simulator.
 
-    ``timeout`` of the binary in seconds. Raises NetworkError or AstraSimError without an answer.
+    ``timeout`` of the binary in seconds; with ``congestion`` messages wait for each other on links;
+    ``states``: of faulty links. Raises NetworkError or AstraSimError without an answer.
     """
-    traces: tuple[tuple[Node, ...], ...]
-    network, system, size = simulation.network, simulation.system, simulation.size
-    if simulation.kind == TRANSFER:
-        there = Node(1, "SEND", "send", size_bytes=size, peer=1, tag=1)
-        here = Node(1, "RECV", "receive", size_bytes=size, peer=0, tag=1)
-        traces = ((there,), (here,))
-    else:
-        kind = simulation.kind
+    network, system = simulation.network, simulation.system
+    # The binary has one dimension for congestion, and no ring of two, which has a link twice.
+    beyond = binary is None and congestion
+    options = Options(
+        congestion=congestion, congestion_in_all_dimensions=beyond, link_states=states
+    )
+    if beyond:
+        _check_crossings(simulation)
+    times = []
+    for traces in _traces(simulation, states):
+        if binary is None:
+            result = simulate(traces, network, system, options, exact_order=False)
+        else:
+            given = SimulationInput(traces, network, system, {})
+            result = run_binary(binary, given, options, timeout)
+        times.append(result.wall_time)
+    return max(times) - (_BEFORE_MESSAGES if simulation.kind in (TRANSFER, NEIGHBOURS) else 0)
+
+
+def _traces(simulation: Simulation, states: States) -> Iterator[tuple[tuple[Node, ...], ...]]:
+    """What to simulate: one thing, or a transfer in all places where links near it are faulty."""
+    kind, size, network = simulation.kind, simulation.size, simulation.network
+    if kind not in (TRANSFER, NEIGHBOURS):
         node = Node(1, "COLL", kind, collective=kind, size_bytes=size)
-        traces = ((node,),) * network.ranks
-    if binary is None:
-        return simulate(traces, network, system, exact_order=False).wall_time
-    given = SimulationInput(traces, network, system, {})
-    return run_binary(binary, given, Options(), timeout).wall_time
+        yield ((node,),) * network.ranks
+    elif kind == NEIGHBOURS:
+        everybody = range(network.ranks)
+        yield _messages(size, network, [(rank, (rank + 1) % network.ranks) for rank in everybody])
+    else:
+        for pair in _pairs_near(states, network):
+            yield _messages(size, network, [pair])
+
+
+def _check_crossings(simulation: Simulation) -> None:
+    """Raises NetworkError if messages cross more links than can be followed one by one."""
+    network, name = simulation.network, simulation.kind.lower()
+    if name not in COLLECTIVE_KINDS or network.topology == ("FullyConnected",):
+        # Messages that meet nobody need not be followed.
+        return
+    crossings = 0.0
+    algorithms = getattr(simulation.system, f"{name}_implementation")
+    for topology, count, algorithm in zip(network.topology, network.npus, algorithms, strict=True):
+        far = {"Ring": count / 4, "Mesh": count / 3, "FullyConnected": 1.0}.get(topology, 2.0)
+        if topology in _GRIDS:
+            far = count**0.5 / 2
+        if algorithm == "ring":
+            crossings += count * (count - 1) / 2 if name == "all_to_all" else count
+        else:
+            crossings += far * (count if algorithm.startswith("direct") else count.bit_length())
+    crossings *= network.ranks * simulation.system.preferred_dataset_splits
+    if crossings > MOST_CROSSINGS:
+        raise NetworkError(
+            f"messages would cross links about {crossings:.2g} times, more than the"
+            f" {MOST_CROSSINGS:.2g} that can be followed with contention; the mode hybrid takes any"
+            " number"
+        )
+
+
+def _messages(
+    size: int, network: Network, pairs: Sequence[tuple[int, int]]
+) -> tuple[tuple[Node, ...], ...]:
+    # Nobody can begin with something that takes no time at all, as a few bytes do on a link.
+    traces: list[tuple[Node, ...]] = [(Node(0, "COMP"),)] * network.ranks
+    for source, destination in pairs:
+        there = Node(1, "SEND", "send", (0,), size_bytes=size, peer=destination, tag=1)
+        here = Node(2, "RECV", "receive", size_bytes=size, peer=source, tag=1)
+        traces[source] += (there,)
+        traces[destination] += (here,)
+    return tuple(traces)
+
+
+def _pairs_near(states: States, network: Network) -> list[tuple[int, int]]:
+    """Neighbours in the last dimension: the first two ranks, and those that faulty links join."""
+    count = network.npus[-1]
+    stride = network.ranks // count
+    pairs = {(0, stride): None}
+    for state in states:
+        source, destination = state.source, state.destination
+        if isinstance(source, int) and isinstance(destination, int):
+            if (destination - source) % stride == 0:
+                pairs[source, destination] = None
+        elif str(destination).startswith(f"{len(network.npus) - 1}:") and isinstance(source, int):
+            place = source // stride
+            other = place ^ 1 if place ^ 1 < count else place - 1
+            beside = source + (other - place) * stride
+            pairs[source, beside] = pairs[beside, source] = None
+    return list(pairs)
 
 
 def chosen_binary(backend: AstraBackend, congestion: bool) -> Binary | None:

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deepflow.astra.export import Call, Phase
-from deepflow.astra.hybrid import COLLECTIVE_KINDS, NANOSECONDS, group_network
+from deepflow.astra.faults import NANOSECONDS, faulty_links
+from deepflow.astra.hybrid import COLLECTIVE_KINDS, chosen_binary, group_network
 from deepflow.astra.modes import check_size, collective_bytes, run, settings_for
 from deepflow.config.hardware import AstraBackend
 from deepflow.mapping.groups import Group
-from deepflow.network.graph import NetworkError, Node, SystemSettings
+from deepflow.network.graph import Network, NetworkError, Node, Result, SystemSettings
+from deepflow.network.lockstep import Part
+from deepflow.network.program import Program
+from deepflow.network.simulate import simulate_parts
 
 # What ranks take part in: all of a group, its part in a node, or one of every node's part.
 WHOLE, WITHIN, ACROSS = "whole", "within", "across"
@@ -124,36 +128,78 @@ class Machine:
 
 
 def machine_time(
-    stages: Sequence[Sequence[Node]],
+    stages: Sequence[Program],
     machine: Machine,
     backend: AstraBackend,
     memory_bandwidth: float,
 ) -> float:
-    """Seconds until the last rank is done; ``stages``: the nodes of each one's ranks.
+    """Seconds until the last rank is done; ``stages``: what each one's ranks run.
 
     Peers of messages are stages, and mean the rank there that has the same place in its stage.
+    The embedded simulator takes the ranks of a stage as one where they stay in step.
 
     Raises:
         NetworkError, AstraSimError: the simulator has no answer, or it would take too long.
     """
     ranks = machine.whole.size
     width = ranks // len(stages)
-    check_size(width * sum(map(len, stages)))
-    named: dict[tuple[int, Place], Node] = {}
-    shared: dict[object, tuple[Node, ...]] = {}
-    traces = []
-    for rank in range(ranks):
-        places = machine.places(rank)
-        # With messages to other stages every rank has its own peers.
-        key: object = places if len(stages) == 1 else rank
-        if key not in shared:
-            shared[key] = _trace(stages[rank // width], places, rank % width, width, named)
-        traces.append(shared[key])
+    places = [machine.places(rank) for rank in range(ranks)]
     network = group_network(machine.whole)
     settings = settings_for(network, backend, memory_bandwidth)
-    if any(len(members) & (len(members) - 1) for members in machine.communicators.values()):
+    groups = machine.communicators
+    if any(len(members) & (len(members) - 1) for members in groups.values()):
         settings = _without_doubling(settings, backend)
-    return run(traces, network, settings, backend, machine.communicators).wall_time / NANOSECONDS
+    faults = faulty_links([machine.whole], network)
+    if not any(faults) and chosen_binary(backend, congestion=False) is None:
+        result = _stages_in_step(stages, places, network, settings, groups)
+        if result is not None:
+            return result.wall_time / NANOSECONDS
+    check_size(width * sum(len(program.what) for program in stages))
+    named: dict[tuple[int, Place], Node] = {}
+    shared: dict[object, tuple[Node, ...]] = {}
+    expanded = [program.nodes() for program in stages]
+    traces = []
+    for rank in range(ranks):
+        # With messages to other stages every rank has its own peers.
+        key: object = places[rank] if len(stages) == 1 else rank
+        if key not in shared:
+            shared[key] = _trace(expanded[rank // width], places[rank], rank % width, width, named)
+        traces.append(shared[key])
+    return max(
+        run(traces, network, settings, backend, groups, states=states).wall_time / NANOSECONDS
+        for states in faults
+    )
+
+
+def _stages_in_step(
+    stages: Sequence[Program],
+    places: Sequence[Sequence[Place]],
+    network: Network,
+    settings: SystemSettings,
+    groups: Mapping[int, tuple[int, ...]],
+) -> Result | None:
+    """One simulated rank per stage, if that is the same."""
+    ranks = len(places)
+    width = ranks // len(stages)
+    # All stages share their operations.
+    operations = [
+        node if node.peer is None else replace(node, peer=node.peer * width)
+        for node in stages[0].operations
+    ]
+    named: dict[tuple[int, Place], Node] = {}
+
+    def node_of(node: Node, rank: int) -> Node:
+        return _named(node, places[rank], named) if node.group else node
+
+    parts = [
+        Part(
+            range(stage * width, (stage + 1) * width),
+            replace(program, operations=operations),
+            node_of,
+        )
+        for stage, program in enumerate(stages)
+    ]
+    return simulate_parts(parts, network, settings, groups)
 
 
 def _trace(
@@ -169,13 +215,18 @@ def _trace(
         if node.peer is not None:
             node = replace(node, peer=node.peer * width + offset)
         elif node.group:
-            place = places[node.group - 1]
-            key = (id(node), place)
-            if key not in named:
-                named[key] = replace(node, group=place[0], involved_dimensions=place[1])
-            node = named[key]
+            node = _named(node, places, named)
         result.append(node)
     return tuple(result)
+
+
+def _named(node: Node, places: Sequence[Place], named: dict[tuple[int, Place], Node]) -> Node:
+    """A collective as a rank with these ``places`` names it."""
+    place = places[node.group - 1]
+    key = (id(node), place)
+    if key not in named:
+        named[key] = replace(node, group=place[0], involved_dimensions=place[1])
+    return named[key]
 
 
 def _without_doubling(settings: SystemSettings, backend: AstraBackend) -> SystemSettings:

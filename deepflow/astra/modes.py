@@ -11,12 +11,14 @@ from dataclasses import replace
 from functools import lru_cache
 
 from deepflow.astra.export import Call, Item, Phase, TraceBuilder
+from deepflow.astra.faults import NANOSECONDS, States, faulty_links
 from deepflow.astra.files import SimulationInput
 from deepflow.astra.hybrid import (
     COLLECTIVE_KINDS,
-    NANOSECONDS,
+    CONGESTION,
     chosen_binary,
     group_network,
+    joined,
     system_settings,
 )
 from deepflow.astra.runner import run_binary
@@ -25,10 +27,11 @@ from deepflow.mapping.groups import Group
 from deepflow.network.graph import Network, NetworkError, Node, Options, Result, SystemSettings
 from deepflow.network.simulate import simulate
 
-CONGESTION = "hybrid_congestion"
-
 # Nodes on all ranks that are simulated event by event; more would take minutes and gigabytes.
 MOST_NODES = 2_000_000
+
+# The same of one rank per stage, where the others do what it does: half a minute.
+MOST_NODES_OF_STAGES = 8_000_000
 
 # The simulator has no network of one rank, so two do the same; nothing is sent over it.
 _NO_NETWORK = Network(("Switch",), (2,), (1.0,), (0.0,))
@@ -52,12 +55,7 @@ def chain_time(
     parts = {group.name: group_network(group) for group in groups}
     network = _NO_NETWORK
     if parts:
-        network = Network(
-            *(
-                tuple(entry for part in parts.values() for entry in getattr(part, field))
-                for field in ("topology", "npus", "bandwidth", "latency")
-            )
-        )
+        network = joined(parts.values())
     involved = {
         name: tuple(other == name for other, part in parts.items() for _ in part.npus)
         for name in parts
@@ -73,15 +71,18 @@ def chain_time(
 
     trace = TraceBuilder()
     trace.chain(items, (), phases)
-    if not trace.nodes:
-        return 0.0
     nodes = tuple(trace.nodes)
+    if not nodes:
+        return 0.0
     congestion = backend.mode == CONGESTION
     if congestion and len(network.npus) > 1:
         check_size(len(nodes) * network.ranks * max(network.npus))
     traces = (nodes,) * network.ranks
     settings = settings_for(network, backend, memory_bandwidth)
-    return run(traces, network, settings, backend, {}, congestion).wall_time / NANOSECONDS
+    return max(
+        run(traces, network, settings, backend, {}, congestion, states).wall_time / NANOSECONDS
+        for states in faulty_links(groups, network)
+    )
 
 
 def collective_bytes(kind: str, message_bytes: float, ranks: int) -> int:
@@ -105,6 +106,11 @@ def pipeline_network(group: Group, stages: int) -> Network:
     """Stages in a row, linked as those of ``group``; of one stage there are two replicas."""
     if stages == 1:
         return _NO_NETWORK
+    if group.faulty is not None:
+        raise NetworkError(
+            "a pipeline that is simulated alone has no faulty links; the modes hybrid,"
+            " hybrid_congestion and full_astrasim_flattened have"
+        )
     pair = group_network(group, between_only=group.inter_size > 1, pair=True)
     return replace(pair, npus=(stages,))
 
@@ -116,15 +122,18 @@ def run(
     backend: AstraBackend,
     groups: Mapping[int, tuple[int, ...]],
     congestion: bool = False,
+    states: States = (),
 ) -> Result:
-    """Simulates with what the backend asks for.
+    """Simulates with what the backend asks for; ``states``: of faulty links.
 
     Raises NetworkError or AstraSimError without an answer.
     """
     binary = chosen_binary(backend, congestion)
     # The binary has one dimension for congestion, and no ring of two, which has a link twice.
     beyond = binary is None and congestion
-    options = Options(congestion=congestion, congestion_in_all_dimensions=beyond)
+    options = Options(
+        congestion=congestion, congestion_in_all_dimensions=beyond, link_states=states
+    )
     if binary is None:
         return simulate(traces, network, settings, options, groups, exact_order=False)
     given = SimulationInput(tuple(map(tuple, traces)), network, settings, groups)
@@ -137,4 +146,13 @@ def check_size(nodes: int) -> None:
         raise NetworkError(
             f"{nodes:,} nodes or messages on all ranks are more than the {MOST_NODES:,} that are"
             " simulated; the mode hybrid takes any number"
+        )
+
+
+def check_parts(nodes: int) -> None:
+    """Raises NetworkError for more nodes on one rank of each stage than are simulated."""
+    if nodes > MOST_NODES_OF_STAGES:
+        raise NetworkError(
+            f"{nodes:,} nodes on a rank of every stage are more than the"
+            f" {MOST_NODES_OF_STAGES:,} that are simulated; the mode hybrid takes any number"
         )

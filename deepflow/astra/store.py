@@ -95,6 +95,8 @@ def stored_collectives(folder: str | Path) -> Iterator[None]:
             content = _read(file)
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise unusable(file, error) from None
         if content["problem"]:
             raise AstraSimError(content["problem"])
         return int(content["cycles"])
@@ -113,7 +115,7 @@ def last_failure(file: str | Path) -> str:
         return str(_read(Path(file))["last_failure"])
     except FileNotFoundError:
         return ""
-    except DeepFlowError:
+    except ValueError:
         return "damaged"
 
 
@@ -207,12 +209,14 @@ def _with_tuples(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Raises FileNotFoundError, and DeepFlowError for what is not such a file."""
+    """Raises FileNotFoundError, and ValueError for what is not such a file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         problem, cycles = content["problem"], content["cycles"]
-        if not isinstance(content["last_failure"], str) or bool(problem) == isinstance(cycles, int):
-            raise ValueError
-    except (ValueError, TypeError, KeyError) as error:
-        raise unusable(file, error) from None
+        failed = content["last_failure"]
+    except (TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"not the result of a simulation: {error}") from None
+    known = isinstance(problem, str) and isinstance(failed, str)
+    if not known or bool(problem) == isinstance(cycles, int):
+        raise ValueError("not the result of a simulation")
     return dict(content)

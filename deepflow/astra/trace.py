@@ -57,6 +57,8 @@ def read_traces(prefix: str | Path, ranks: int) -> tuple[tuple[Node, ...], ...]:
     for rank in range(ranks):
         path = trace_file(prefix, rank)
         try:
+            if path.exists() and not path.is_file():
+                raise TraceError(f"{path}: is no file with an end")
             content = path.read_bytes()
         except FileNotFoundError:
             raise TraceError(f"{path}: no such file; every one of {ranks} ranks has one") from None

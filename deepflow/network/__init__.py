@@ -7,6 +7,7 @@
   their queues; ``rank.py``: nodes and lanes; ``event_model.py``: all of it as one simulation;
   ``checks.py``: what is wrong with an input.
 - ``closed_forms.py``: phases without messages; ``timers.py``, ``ranking.py``: phases as timers,
-  and the order of ranks; ``symmetric.py``: one rank for all; ``lockstep.py``: different ranks
-  whose collectives start together. These give the event model's result or leave it to it.
+  and the order of ranks; ``symmetric.py``: one rank for all; ``program.py``, ``lockstep.py``: one
+  rank for each kind of rank, with nodes as events. These give the event model's result or leave
+  it to it.
 """

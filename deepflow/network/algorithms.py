@@ -2,7 +2,8 @@
 
 Ring, direct and halving-doubling are one state machine: a rank prepares packets (an endpoint
 delay, for some packets a reduction in local memory after it), and every prepared packet is a
-credit to send the next one. An ``Exchange`` describes the packets; ``ExchangePhase`` runs them.
+credit to send the next one. An ``Exchange`` describes the packets; ``ExchangePhase`` runs them,
+and ``RingPhase`` those of rings, which need less.
 The double binary tree (Sanders, Speck, Traeff 2009) is a machine of its own. The algorithms are
 those of ASTRA-sim (arXiv 2303.14006, section IV, and its public documentation).
 """
@@ -201,7 +202,6 @@ class ExchangePhase:
         "_equal_size",
         "_exchange",
         "_left",
-        "_neighbours",
         "_position",
         "_prepared",
         "_rank",
@@ -230,8 +230,6 @@ class ExchangePhase:
         self._done = done
         self._left = exchange.messages
         self._prepared = self._received = self._credits = 0
-        # A ring's neighbours never change, so they are looked up once.
-        self._neighbours = exchange.peers(self._position, 0) if exchange.name == "ring" else None
         self._reductions = exchange.all_reductions()
         self._equal_size = exchange.sizes[0] if len(exchange.sizes) == 1 else 0
 
@@ -283,10 +281,85 @@ class ExchangePhase:
         self._left -= 1
         self._credits -= 1
         exchange, rank, transport = self._exchange, self._rank, self._transport
-        destination, source = self._neighbours or exchange.peers(self._position, packet)
+        destination, source = exchange.peers(self._position, packet)
         size, tag = self._equal_size or exchange.sizes[packet], self._tag
         transport.send(rank, destination, size, tag)
         transport.receive(source, rank, size, tag, self._on_message)
+
+
+class RingPhase:
+    """``ExchangePhase`` of a ring without rendezvous, in which a credit is a message.
+
+    A rank prepares its next packet when it has received one, and receives when it has sent, so
+    it never holds more than one credit, and all messages go the same way.
+    """
+
+    __slots__ = (
+        "_done",
+        "_endpoint_delay",
+        "_exchange",
+        "_incoming",
+        "_outgoing",
+        "_packet",
+        "_position",
+        "_receive",
+        "_reductions",
+        "_register",
+        "_send",
+        "_transport",
+    )
+
+    def __init__(
+        self,
+        host: PhaseHost,
+        exchange: Exchange,
+        endpoint_delay: int,
+        tag: int,
+        done: Callable[[], None],
+    ) -> None:
+        self._register = host.events.register
+        self._transport = host.transport
+        self._exchange = exchange
+        self._position = exchange.members.index(host.rank)
+        self._endpoint_delay = endpoint_delay
+        self._done = done
+        self._packet = 0
+        self._reductions = exchange.all_reductions()
+        size = exchange.sizes[0]
+        destination, source = exchange.peers(self._position, 0)
+        self._outgoing = host.transport.open_channel(host.rank, destination, size, tag)
+        self._incoming = host.transport.open_channel(source, host.rank, size, tag)
+        self._send, self._receive = self._outgoing.send, self._incoming.receive
+
+    def start(self) -> None:
+        """Prepare the first packet."""
+        self._register(self._endpoint_delay, self._endpoint_passed, 0)
+
+    def waits_for(self) -> str:
+        """What would let this phase go on, for messages about deadlocks."""
+        messages = self._exchange.messages
+        peer = self._exchange.peers(self._position, 0)[1]
+        return f"{messages - self._packet} of {messages} messages, the next from rank {peer}"
+
+    def _on_message(self, _: object) -> None:
+        self._packet = packet = self._packet + 1
+        self._register(self._endpoint_delay, self._endpoint_passed, packet)
+
+    def _endpoint_passed(self, packet: int) -> None:
+        delay = self._reductions[packet] if self._reductions else -1
+        if delay < 0:
+            self._credit(packet)
+        else:
+            self._register(delay, self._credit, packet)
+
+    def _credit(self, packet: int) -> None:
+        if packet < self._exchange.messages:
+            self._send()
+            self._receive(self._on_message)
+        else:
+            self._transport.close_channel(self._outgoing)
+            self._transport.close_channel(self._incoming)
+            self._done()
 
 
 @record(frozen=True)

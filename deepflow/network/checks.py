@@ -255,7 +255,8 @@ def check_algorithm(
 ) -> None:
     """Raise NetworkError if an algorithm cannot run this collective on this many ranks."""
     name = implementation.name
-    where = f"{collective} with {name} on {ranks} ranks"
+    key = _IMPLEMENTATION_FIELDS[collective].replace("_", "-")
+    where = f"{key}: {collective} with {name} on {ranks} ranks"
     _require(ranks >= 2, f"{where}: a collective needs at least 2 ranks")
     if name in ("halvingDoubling", "doubleBinaryTree"):
         _require(ranks & (ranks - 1) == 0, f"{where}: the number of ranks must be a power of two")

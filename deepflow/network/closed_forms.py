@@ -94,6 +94,46 @@ def queued_exchange_timing(
     return exchange_timing(exchange, endpoint_delay, delay, stride)
 
 
+def staggered_ends(
+    exchange: Exchange,
+    endpoint_delay: int,
+    delay: Callable[[int, int, int], int],
+    begins: Sequence[int],
+) -> list[int]:
+    """When the members of a phase are through that begin at ``begins``; empty if that is not known.
+
+    ``delay(source, destination, bytes)`` of a message that meets no others. A member receives a
+    message when it has sent its own of that number, and prepares the next one then.
+    """
+    members = exchange.members
+    ranks = len(members)
+    ready = [begin + endpoint_delay for begin in begins]
+    if exchange.window == 1:
+        places = {member: place for place, member in enumerate(members)}
+        for packet in range(exchange.messages):
+            size = exchange.sizes[min(packet, len(exchange.sizes) - 1)]
+            preparing = endpoint_delay + max(0, exchange.reduction(packet + 1))
+            sources = [exchange.peers(place, packet)[1] for place in range(ranks)]
+            ready = [
+                preparing + max(own, ready[places[source]] + delay(source, member, size))
+                for own, source, member in zip(ready, sources, members, strict=True)
+            ]
+        return ready
+    if exchange.collective == "ALL_REDUCE" or exchange.window < ranks - 1:
+        return []
+    size = exchange.sizes[0]
+    preparing = endpoint_delay + max(0, exchange.reduction(exchange.window))
+    return [
+        preparing
+        + max(
+            max(own, sent + delay(source, member, size))
+            for source, sent in zip(members, ready, strict=True)
+            if source != member
+        )
+        for own, member in zip(ready, members, strict=True)
+    ]
+
+
 def _signed(steps: Sequence[int], exchange: Exchange) -> tuple[int, ...]:
     return tuple(exchange.direction * step for step in steps)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from deepflow.network import checks
-from deepflow.network.algorithms import ExchangePhase, TreePhase
+from deepflow.network.algorithms import ExchangePhase, RingPhase, TreePhase
 from deepflow.network.collective import (
     SUBGROUP_ENDPOINT_DELAY,
     CollectivePlan,
@@ -139,7 +139,10 @@ class Simulation:
             delay = plan.endpoint_delay
             return TreePhase(rank, members, step.data, largest, delay, tag, done)
         exchange = plan.exchange(index, rank.rank, choice)
-        return ExchangePhase(rank, exchange, plan.endpoint_delay, tag, done)
+        # Every message of a rendezvous is a conversation, which channels do not have.
+        ring = exchange.name == "ring" and not self.options.rendezvous
+        phase = RingPhase if ring else ExchangePhase
+        return phase(rank, exchange, plan.endpoint_delay, tag, done)
 
     def plan(self, node: Node, rank: int) -> CollectivePlan:
         """The plan of a collective, made when the first rank issues it.

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from deepflow.network.graph import NetworkError
 
 Call: TypeAlias = "Callable[[Any], None]"
+Event: TypeAlias = "tuple[Call, Any]"
 
 
 class EventQueue:
@@ -23,7 +24,7 @@ class EventQueue:
 
     def __init__(self) -> None:
         self.now = 0
-        self._calls: dict[int, list[tuple[Call, Any]]] = {}
+        self._calls: dict[int, list[Event]] = {}
         self._times: list[int] = []
 
     def schedule(self, time: int, call: Call, argument: Any) -> None:
@@ -34,6 +35,25 @@ class EventQueue:
             heapq.heappush(self._times, time)
         else:
             calls.append((call, argument))
+
+    def schedule_two(self, time: int, event: Event, later: int, other: Event) -> None:
+        """Two events, the one at ``time`` first: what a link does with a message.
+
+        Written out, because these are most events of a simulation with queues.
+        """
+        pending = self._calls
+        calls = pending.get(time)
+        if calls is None:
+            pending[time] = [event]
+            heapq.heappush(self._times, time)
+        else:
+            calls.append(event)
+        calls = pending.get(later)
+        if calls is None:
+            pending[later] = [other]
+            heapq.heappush(self._times, later)
+        else:
+            calls.append(other)
 
     def run(self) -> None:
         """Execute everything, including what is added on the way.
@@ -69,19 +89,21 @@ class LocalEvents:
     the others of the rank ride along with it.
     """
 
-    __slots__ = ("_calls", "queue")
+    __slots__ = ("_calls", "_run_now", "queue")
 
     def __init__(self, queue: EventQueue) -> None:
         self.queue = queue
         self._calls: dict[int, list[tuple[Call, Any]]] = {}
+        self._run_now: Call = self._run
 
     def register(self, delay: int, call: Call, argument: Any) -> None:
         """Call ``call(argument)`` after ``delay`` ns, together with the rank's other events."""
-        time = self.queue.now + delay
+        queue = self.queue
+        time = queue.now + delay
         calls = self._calls.get(time)
         if calls is None:
             self._calls[time] = calls = [(call, argument)]
-            self.queue.schedule(time, self._run, calls)
+            queue.schedule(time, self._run_now, calls)
         else:
             calls.append((call, argument))
 

@@ -39,11 +39,11 @@ class Trace:
         for node in nodes:
             for dependency in set(node.dependencies):
                 self.children[dependency].append(node.id)
-        self.lanes = {node.id: _lane(node) for node in nodes}
+        self.lanes = {node.id: lane_of(node) for node in nodes}
         self.durations = {node.id: duration(node) for node in nodes}
 
 
-def _lane(node: Node) -> int:
+def lane_of(node: Node) -> int:
     if node.kind == "RECV":
         return RECEIVE
     if node.is_cpu:

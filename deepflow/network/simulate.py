@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from deepflow.network.checks import check_nodes
+from deepflow.network.checks import check_groups, check_network, check_nodes, check_system
 from deepflow.network.event_model import Inputs, Simulation, check
 from deepflow.network.graph import (
     Network,
@@ -15,7 +15,7 @@ from deepflow.network.graph import (
     Result,
     SystemSettings,
 )
-from deepflow.network.lockstep import simulate_lockstep
+from deepflow.network.lockstep import Part, run_parts, simulate_lockstep
 from deepflow.network.symmetric import SymmetricSimulation, is_symmetric, simulate_symmetric
 
 
@@ -44,6 +44,28 @@ def simulate(
     if result is None and not exact_order:
         result = simulate_lockstep(inputs)
     return result or Simulation(inputs).run()
+
+
+def simulate_parts(
+    parts: Sequence[Part],
+    network: Network,
+    system: SystemSettings,
+    groups: Mapping[int, Sequence[int]],
+) -> Result | None:
+    """``simulate`` without ``exact_order`` for ranks in parts that do the same, one rank each.
+
+    ``parts`` cover all ranks, in their order. None if one rank does not stand for its part, or if
+    only the event model knows. Raises NetworkError for input that cannot be simulated.
+    """
+    options = Options()
+    check_network(network, options)
+    check_system(system, options)
+    check_groups(groups, network.ranks)
+    for operations in {id(part.program.operations): part for part in parts}.values():
+        first = operations.ranks[0]
+        nodes = [operations.node_of(node, first) for node in operations.program.operations]
+        check_nodes(nodes, first, network, system, options, has_memory=False)
+    return run_parts(parts, Inputs((), network, system, options, groups, None))
 
 
 def simulate_events(

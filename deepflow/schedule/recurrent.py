@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +46,21 @@ from deepflow.mapping.kernel import (
 )
 from deepflow.record import record
 from deepflow.schedule.events import EventGraph
-from deepflow.schedule.simulated import FLATTENED, chain_total, simulated_mode
+from deepflow.schedule.simulated import (
+    FLATTENED,
+    chain_items,
+    chain_total,
+    link_items,
+    simulated_mode,
+    whole_machine,
+)
 from deepflow.schedule.training import StageResult, busiest
 from deepflow.workload.lstm import lstm_blocks, softmax_width
 from deepflow.workload.operators import Block, Collective, Operator
+
+if TYPE_CHECKING:
+    from deepflow.astra.export import Template
+    from deepflow.network.program import Program
 
 Times = npt.NDArray[np.float64]
 
@@ -78,6 +90,8 @@ class RecurrentRun:
 
     ``layers`` by name (embedding, hidden, projection if there is one, softmax);
     ``stage_layers[s]`` recurrent layers run on stage s; ``batch`` sequences on each replica.
+    ``simulated_time``: that of the step where the whole machine is simulated; the times of both
+    passes are then still those of the schedule.
     """
 
     mapping: KernelMapping
@@ -87,9 +101,12 @@ class RecurrentRun:
     stages: tuple[StageResult, ...]
     forward_time: float
     backward_time: float
+    simulated_time: float | None = None
 
     @property
     def time(self) -> float:
+        if self.simulated_time is not None:
+            return self.simulated_time
         return self.forward_time + self.backward_time
 
     @property
@@ -127,10 +144,6 @@ def run_recurrent(hardware: Hardware, model: LstmModel) -> RecurrentRun:
     Raises:
         InfeasiblePoint: degrees, layers or networks do not fit together.
     """
-    if simulated_mode(hardware) == FLATTENED:
-        from deepflow.network.graph import NetworkError
-
-        raise NetworkError(f"execution_backend.astra.mode {FLATTENED} does not know LSTMs")
     names = ["embedding", "hidden", *(["projection"] if model.projection else []), "softmax"]
     mapping = map_kernels(hardware, {name: name for name in names}, data_fills_machine=True)
     batch = ceil_div(model.batch_size, mapping.data)
@@ -157,13 +170,17 @@ def run_recurrent(hardware: Hardware, model: LstmModel) -> RecurrentRun:
         name: LayerCosts(_host_copies(next(costs)), next(costs), next(costs), next(costs))
         for name in by_layer
     }
+    messages = _messages(hardware, model, mapping, batch)
     hops = [
         operator_cost(
             Collective("stage_transfer", "send", "pipeline", message), hardware, groups
         ).cost
-        for message in _messages(hardware, model, mapping, batch)
+        for message in messages
     ]
-    return _schedule(hardware, model, mapping, batch, stage_layers, layers, hops)
+    run = _schedule(hardware, model, mapping, batch, stage_layers, layers, hops)
+    if simulated_mode(hardware) != FLATTENED or mapping.num_devices == 1:
+        return run
+    return replace(run, simulated_time=_simulated_time(hardware, model, run, messages))
 
 
 def place_layers(num_layers: int, stages: int) -> tuple[int, ...]:
@@ -317,8 +334,7 @@ def run_pass(
     done: list[StagePass] = []
     arrivals = np.zeros(steps)
     for stage in range(last, -1, -1) if is_backward else range(last + 1):
-        parts = [EMBEDDING] * (stage == 0)
-        parts += [HIDDEN] * stage_layers[stage] + [OUTPUT] * (stage == last)
+        parts = _parts_of(stage, stage_layers)
         if is_backward:
             parts.reverse()
         passed_on = in_turn(arrivals, sum(durations[_PASS + part] for part in parts))
@@ -329,6 +345,12 @@ def run_pass(
         done.append(StagePass(passed_on, max(0.0, after - working), float(passed_on[-1]) + after))
         arrivals = in_turn(passed_on, hop)
     return tuple(reversed(done) if is_backward else done)
+
+
+def _parts_of(stage: int, stage_layers: Sequence[int]) -> list[int]:
+    """What a stage holds, in the order of the forward pass."""
+    parts = [EMBEDDING] * (stage == 0)
+    return parts + [HIDDEN] * stage_layers[stage] + [OUTPUT] * (stage == len(stage_layers) - 1)
 
 
 def in_turn(arrivals: Times, duration: float) -> Times:
@@ -351,14 +373,9 @@ def _schedule(
     layers: dict[str, LayerCosts],
     hops: list[Cost],
 ) -> RecurrentRun:
-    parts = [
-        ["embedding"],
-        ["hidden"],
-        [name for name in layers if name not in ("embedding", "hidden")],
-    ]
 
     def cost(part: int, what: str) -> Cost:
-        chain = tuple(item for name in parts[part] for item in getattr(layers[name], what))
+        chain = _operators(layers, part, what)
         if what in ("forward", "backward"):
             return chain_total(chain, hardware, mapping.groups)
         return total(chain)
@@ -412,6 +429,87 @@ def _schedule(
         tuple(results),
         *(max(stage.end for stage in one_pass) for one_pass in passes),
     )
+
+
+def _operators(layers: dict[str, LayerCosts], part: int, what: str) -> tuple[OperatorCost, ...]:
+    """All operators of a part: its forward or backward pass, reduction or update."""
+    names = {
+        EMBEDDING: ["embedding"],
+        HIDDEN: ["hidden"],
+        OUTPUT: [name for name in layers if name not in ("embedding", "hidden")],
+    }
+    return tuple(item for name in names[part] for item in getattr(layers[name], what))
+
+
+# --- The same graph as traces of a simulator ------------------------------------------------
+
+
+def _simulated_time(
+    hardware: Hardware, model: LstmModel, run: RecurrentRun, messages: tuple[float, float]
+) -> float:
+    """Seconds of a step in which every rank of the machine runs its operators.
+
+    ``messages``: bytes that ranks pass on per time step, forward and backward. Transfers between
+    stages, collectives of the cells and reductions of gradients take turns on a rank.
+
+    Raises:
+        NetworkError, AstraSimError: the simulator has no answer, or it would take too long.
+    """
+    from deepflow.astra.export import Operations, TraceBuilder
+    from deepflow.astra.machine import machine_time
+    from deepflow.astra.modes import check_parts
+
+    mapping, steps = run.mapping, model.seq_len
+    stages = len(run.stage_layers)
+    distances = {"data": mapping.kernel}
+    for layer, split in mapping.splits.items():
+        distances |= {f"{layer}.kp1": 1, f"{layer}.kp2": split.kp1}
+    groups = {name: (mapping.groups[name], distance) for name, distance in distances.items()}
+    machine = whole_machine(hardware, groups, mapping.num_devices, stages)
+    operations = Operations()
+
+    def template(parts: Sequence[int], what: str) -> Template:
+        costs = [item for part in parts for item in _operators(run.layers, part, what)]
+        items = (link_items if what == "reduction" else chain_items)(costs, hardware)
+        return TraceBuilder(operations).template([items], machine.phases)
+
+    forward_bytes, backward_bytes = (max(1, round(size)) for size in messages)
+    last = stages - 1
+    traces: list[Program] = []
+    for stage in range(stages):
+        parts = _parts_of(stage, run.stage_layers)
+        step_forward = template(parts, "forward")
+        step_backward = template(parts[::-1], "backward")
+        nodes = len(step_forward.program.what) + len(step_backward.program.what)
+        check_parts(sum(len(other.what) for other in traces) + steps * nodes)
+        trace = TraceBuilder(operations)
+        after: tuple[int, ...] = ()
+        for step in range(steps):
+            if stage > 0:
+                after += trace.receive(forward_bytes, stage - 1, step)
+            after = trace.put(step_forward, after)
+            if stage < last:
+                trace.send(forward_bytes, stage + 1, step, after)
+        for step in range(steps, 2 * steps):
+            if stage < last:
+                after += trace.receive(backward_bytes, stage + 1, step)
+            cells: list[tuple[int, tuple[int, ...]]] = []
+            if step < 2 * steps - 1:
+                after = trace.put(step_backward, after)
+            else:
+                for part in reversed(parts):
+                    after = trace.put(template((part,), "backward"), after)
+                    cells.append((part, after))
+            if stage > 0:
+                trace.send(backward_bytes, stage - 1, step, after)
+            # Each part's gradient is complete with its last cell, and reduced beside those of
+            # others; what other stages wait for goes first.
+            for part, cell in cells:
+                reduced = trace.put(template((part,), "reduction"), cell)
+                trace.put(template((part,), "update"), after + reduced)
+        traces.append(trace.program)
+    backend = hardware.config.execution_backend.astra
+    return machine_time(traces, machine, backend, hardware.accelerator.memory[-1].bandwidth)
 
 
 # --- Memory ---------------------------------------------------------------------------------

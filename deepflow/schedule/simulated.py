@@ -21,7 +21,8 @@ from deepflow.workload.operators import Collective
 
 if TYPE_CHECKING:
     from deepflow.astra.export import Call, Item, Phase, Phases, TraceBuilder
-    from deepflow.network.graph import Node
+    from deepflow.astra.machine import Machine
+    from deepflow.network.program import Program
 
 _WAITING = (
     "communication",
@@ -33,6 +34,7 @@ FLATTENED = "full_astrasim_flattened"
 # Modes in which the pipeline is simulated as a graph of its own.
 PIPELINES = ("full_astrasim", "full_astrasim_hierarchical")
 NORM_BYTES = 4
+NEVER = 2**62  # operators that do not wait for one
 
 
 def simulated_mode(hardware: Hardware) -> str:
@@ -121,6 +123,58 @@ def chain_items(costs: Sequence[OperatorCost], hardware: Hardware) -> tuple[Item
     return tuple(items)
 
 
+def link_items(
+    costs: Sequence[OperatorCost], hardware: Hardware, share: float = 1.0
+) -> tuple[Item, ...]:
+    """A chain that goes on beside the device's work, for ``share`` of its bytes and time.
+
+    All of it is in the way of other communication: the launch of a collective, the copies of its
+    own part, and what follows on the device. Only the end of the chain waits for it.
+    """
+    from deepflow.astra.export import Item
+
+    items = []
+    for item in chain_items(costs, hardware):
+        call, link = item.call, item.compute + item.link
+        if call is not None:
+            link += call.before * call.times
+            call = replace(call, message_bytes=call.message_bytes * share, before=0.0)
+        items.append(Item(link=link * share, beside=NEVER))
+        items.append(Item(call=call, beside=NEVER))
+    return tuple(items)
+
+
+def sharded_pass(
+    segments: Sequence[tuple[Sequence[Item], Sequence[Item], Sequence[Item]]], *, prefetch: bool
+) -> tuple[Item, ...]:
+    """The chain of a pass through segments whose weights or gradients are sharded.
+
+    ``segments``: what gathers the weights of each, what it computes, what reduces its gradients.
+    Their order on device and link is that of ``passes.pass_time``.
+    """
+    chain: list[Item] = []
+    gathers = [gather for gather, _, _ in segments]
+    chain += [replace(item, beside=0) for item in gathers[0]]
+    for index, (_, compute, reduction) in enumerate(segments):
+        following = gathers[index + 1] if index + 1 < len(segments) else ()
+        if prefetch:
+            waiting = range(len(following) - 1, -1, -1)
+            chain += [
+                replace(item, beside=others + len(compute))
+                for item, others in zip(following, waiting, strict=True)
+            ]
+        # What a segment sends beside its own operators ends with it.
+        left = range(len(compute) - 1, -1, -1)
+        chain += [
+            replace(item, beside=min(item.beside, others))
+            for item, others in zip(compute, left, strict=True)
+        ]
+        chain += reduction
+        if not prefetch:
+            chain += [replace(item, beside=0) for item in following]
+    return tuple(chain)
+
+
 def pipeline_time(
     graph: PipelineGraph,
     durations: Sequence[float],
@@ -152,7 +206,8 @@ def pipeline_time(
     if stages == 1:
         traces *= 2
     settings = settings_for(network, backend, hardware.accelerator.memory[-1].bandwidth)
-    return run(traces, network, settings, backend, {}).wall_time / NANOSECONDS
+    nodes = [tuple(program.nodes()) for program in traces]
+    return run(nodes, network, settings, backend, {}).wall_time / NANOSECONDS
 
 
 def machine_step_time(
@@ -172,22 +227,20 @@ def machine_step_time(
         NetworkError, AstraSimError: the simulator has no answer, or it would take too long.
     """
     from deepflow.astra.export import Call
-    from deepflow.astra.machine import Machine, machine_time
-    from deepflow.astra.modes import check_size
+    from deepflow.astra.machine import machine_time
+    from deepflow.astra.modes import check_parts
 
-    backend = hardware.config.execution_backend.astra
     lengths = {kind: sum(map(len, chain)) for kind, chain in chains.items()}
-    check_size(sum(map(lengths.__getitem__, graph.graph.kind)) * devices // graph.shape.stages)
-    whole = place_group(hardware, "machine", devices, 1, ())
-    machine = Machine(whole, groups, graph.shape.stages, backend.dataset_splits)
+    check_parts(sum(map(lengths.__getitem__, graph.graph.kind)))
+    machine = whole_machine(hardware, groups, devices, graph.shape.stages)
     tied: Sequence[Phase] = ()
     if graph.shape.tied:
         (item,) = chains[graph.tied_gradient][0]
         assert isinstance(item.call, Call)
         tied = machine.phases(item.call)
     stages = _step_traces(graph, chains, hop_bytes, machine.phases, tied)
-    memory = hardware.accelerator.memory[-1].bandwidth
-    return machine_time(stages, machine, backend, memory)
+    backend = hardware.config.execution_backend.astra
+    return machine_time(stages, machine, backend, hardware.accelerator.memory[-1].bandwidth)
 
 
 def machine_chain_time(
@@ -198,14 +251,26 @@ def machine_chain_time(
 ) -> float:
     """Seconds of one chain of operators that all ranks of a machine run; as above."""
     from deepflow.astra.export import TraceBuilder
-    from deepflow.astra.machine import Machine, machine_time
+    from deepflow.astra.machine import machine_time
 
     backend = hardware.config.execution_backend.astra
-    whole = place_group(hardware, "machine", devices, 1, ())
-    machine = Machine(whole, groups, 1, backend.dataset_splits)
+    machine = whole_machine(hardware, groups, devices, 1)
     trace = TraceBuilder()
     trace.chain(chain_items(costs, hardware), (), machine.phases)
-    return machine_time([trace.nodes], machine, backend, hardware.accelerator.memory[-1].bandwidth)
+    return machine_time(
+        [trace.program], machine, backend, hardware.accelerator.memory[-1].bandwidth
+    )
+
+
+def whole_machine(
+    hardware: Hardware, groups: Mapping[str, tuple[Group, int]], devices: int, stages: int
+) -> Machine:
+    """All devices as one network; ``groups`` as in ``machine_step_time``."""
+    from deepflow.astra.machine import Machine
+
+    splits = hardware.config.execution_backend.astra.dataset_splits
+    whole = place_group(hardware, "machine", devices, 1, ())
+    return Machine(whole, groups, stages, splits)
 
 
 def _no_phases(call: Call) -> Sequence[Phase]:
@@ -218,17 +283,21 @@ def _step_traces(
     hop_bytes: float,
     phases: Phases = _no_phases,
     tied: Sequence[Phase] = (),
-) -> list[tuple[Node, ...]]:
-    """One trace per stage: passes, messages, gradient reductions and the update.
+) -> list[Program]:
+    """What each stage runs: passes, messages, gradient reductions and the update.
 
     ``tied``: how first and last stage add up the gradient that they share, if both take part in it.
     """
-    from deepflow.astra.export import TraceBuilder
+    from deepflow.astra.export import Operations, TraceBuilder
 
     stages, order = graph.shape.stages, graph.graph
+    operations = Operations()
+    passes = {
+        kind: TraceBuilder(operations).template(chain, phases) for kind, chain in chains.items()
+    }
     norm_stream = 2 * stages
     hop_size = max(1, round(hop_bytes))
-    traces = [TraceBuilder() for _ in range(stages)]
+    traces = [TraceBuilder(operations) for _ in range(stages)]
     # What the next task of a stream waits for, and those that wait for a task.
     last: list[tuple[int, ...]] = [()] * norm_stream
     ends: dict[int, tuple[int, ...]] = {}
@@ -260,11 +329,10 @@ def _step_traces(
             size = hop_size if delay == HOP else 1
             traces[rank_of[wait]].send(size, rank, task, ends[wait])
             after += trace.receive(size, rank_of[wait], task)
-        for chain in chains[kind]:
-            after = trace.chain(chain, after, phases)
+        after = trace.put(passes[kind], after)
         last[stream] = ends[task] = after
         rank_of[task] = rank
-    return [tuple(trace.nodes) for trace in traces]
+    return [trace.program for trace in traces]
 
 
 def _norm(

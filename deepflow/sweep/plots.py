@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from deepflow.config import did_you_mean
 from deepflow.errors import ConfigError
 from deepflow.files import atomic_output, unusable
+from deepflow.sweep.identity import JOINT
 from deepflow.sweep.quantity import scale_of
 from deepflow.sweep.schema import PLOT_SCHEMA, check_object
 from deepflow.sweep.where import Condition, identifier, parse_condition
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 FEW = 12
 """Up to this many different values, each gets its own tick or legend entry."""
+
+_REASON = "fallback_reason"
+_FALLBACK = "closed forms, not simulated"
 
 _COMMON = {"kind", "name", "title", "where", "out_of_memory"}
 _KEYS = {
@@ -181,7 +185,7 @@ def draw_plot(plot: Plot, summary: str | Path, outputs: Sequence[str | Path], fi
     check_plots([plot], schema.names, file)
     condition = _condition(plot, schema.names, file)
     filtered = [name for name in schema.names if condition and identifier(name) in condition.names]
-    wanted = dict.fromkeys([*plot.columns, *filtered, "status"])
+    wanted = dict.fromkeys([*plot.columns, *filtered, "status", _REASON])
     table = pq.read_table(summary, columns=list(wanted)).to_pandas()
     about = {field.name: field.metadata or {} for field in schema}
     rows, caption = _drawn_rows(plot, table, condition, filtered)
@@ -251,7 +255,16 @@ def _drawn_rows(
             left_out.append(f"{kept.count(False)} by where: {condition.text}")
         rows = rows[kept]
     caption = f"{len(rows)} of {len(table)} points"
-    return rows, f"{caption} (left out: {', '.join(left_out)})" if left_out else caption
+    if left_out:
+        caption += f" (left out: {', '.join(left_out)})"
+    if count := _fell_back(rows).sum():
+        caption += f"; {count} fell back to closed forms"
+    return rows, caption
+
+
+def _fell_back(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Rows for which the simulator had no answer, so that closed forms stand in."""
+    return rows[_REASON].fillna("").ne("")
 
 
 def _line(drawing: _Drawing, axes: Axes) -> str:
@@ -276,6 +289,7 @@ def _line(drawing: _Drawing, axes: Axes) -> str:
         errorbar=("pi", 100) if repeated and plot.goal is None else None,
         ax=axes,
     )
+    _circle_fallbacks(drawing, rows, axes)
     _finish(drawing, axes)
     if not plot.log_y and axes.get_ylim()[0] > 0:
         axes.set_ylim(0, 1.05 * axes.dataLim.ymax)
@@ -295,8 +309,25 @@ def _scatter(drawing: _Drawing, axes: Axes) -> str:
         alpha=0.8,
         ax=axes,
     )
+    _circle_fallbacks(drawing, drawing.rows, axes)
     _finish(drawing, axes)
     return ""
+
+
+def _circle_fallbacks(drawing: _Drawing, rows: pd.DataFrame, axes: Axes) -> None:
+    marked = rows[_fell_back(rows)]
+    if marked.empty:
+        return
+    axes.plot(
+        marked[str(drawing.plot.x)],
+        marked[str(drawing.plot.y)],
+        linestyle="none",
+        color="black",
+        marker="s",
+        markerfacecolor="none",
+        markersize=13,
+        label=f"{_FALLBACK} ({len(marked)})",
+    )
 
 
 def _pareto(drawing: _Drawing, axes: Axes) -> str:
@@ -342,6 +373,7 @@ def _number(drawing: _Drawing, front: pd.DataFrame, axes: Axes) -> None:
 def _heatmap(drawing: _Drawing, axes: Axes) -> str:
     import seaborn as sns
     from matplotlib.colors import LogNorm
+    from matplotlib.patches import Patch, Rectangle
 
     plot, rows = drawing.plot, drawing.rows
     x, y, value = str(plot.x), str(plot.y), str(plot.value)
@@ -378,6 +410,13 @@ def _heatmap(drawing: _Drawing, axes: Axes) -> str:
         cbar_kws={"label": drawing.label(value), "format": drawing.ticks(value)},
     )
     axes.set_facecolor("lightgray")
+    marked = rows[_fell_back(rows)]
+    for column, line in zip(marked[x], marked[y], strict=True):
+        corner = (columns.index(column), lines[::-1].index(line))
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="/", edgecolor="white"))
+    if not marked.empty:
+        sample = Patch(facecolor="gray", hatch="/", edgecolor="white", label=_FALLBACK)
+        axes.legend(handles=[sample], loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     axes.grid(visible=False)
     axes.set_xlabel(_name(x))
     axes.set_ylabel(_name(y))
@@ -407,6 +446,13 @@ def _breakdown(drawing: _Drawing, axes: Axes) -> str:
         if any(widths):
             axes.barh(places, widths, left=left, label=label, color=color, edgecolor="white")
         left = [start + width for start, width in zip(left, widths, strict=True)]
+    marked = _fell_back(fastest)
+    if marked.any():
+        at = [place for place, mark in zip(places, marked, strict=True) if mark]
+        widths = [width for width, mark in zip(left, marked, strict=True) if mark]
+        axes.barh(
+            at, widths, label=_FALLBACK, color="none", hatch="//", edgecolor="black", linewidth=0
+        )
     axes.set_yticks(places, names, fontsize=8 if plot.x is None else 11)
     axes.set_ylabel("" if plot.x is None else _name(plot.x))
     axes.invert_yaxis()
@@ -474,6 +520,10 @@ def _finish(drawing: _Drawing, axes: Axes) -> None:
         ticks = drawing.tick_values(column)
         if ticks and column == plot.x:
             axis.set_ticks(ticks)
+            if logarithmic and drawing.units[column] and max(ticks) >= 1e6 * min(ticks):
+                # No unit suits them all.
+                axis.set_ticklabels([_text(value, drawing.units[column]) for value in ticks])
+                axis.set_label_text(_name(column))
             axis.set_ticks([], minor=True)
         elif logarithmic:
             _set_logarithmic_ticks(drawing, column, axis)
@@ -538,6 +588,12 @@ def _text(value: Any, unit: str) -> str:
         return ""
     if not unit:
         return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:.3g}"
+    if unit == "bytes" and number >= 1024 and number % 1024 == 0:
+        # What people choose as a size is a multiple of a power of two.
+        power = min(
+            (int(number) & -int(number)).bit_length() // 10, 5, int(math.log2(number)) // 10
+        )
+        return f"{number / 1024**power:.4g} {' KMGTP'[power]}iB"
     factor, prefixed = scale_of(number, unit)
     return f"{number / factor:.4g} {prefixed}"
 
@@ -545,8 +601,8 @@ def _text(value: Any, unit: str) -> str:
 def _folded(point: str, width: int = 34) -> str:
     """A point's id on several lines of about ``width`` characters."""
     lines = [""]
-    for part in point.split(","):
+    for part in point.split(JOINT):
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
-        lines[-1] += ("," if lines[-1] else "") + part
+        lines[-1] += (JOINT if lines[-1] else "") + part
     return "\n".join(lines)
