@@ -219,6 +219,12 @@ def _direct(kind: str, message_bytes: float, group: Group) -> CollectiveCost:
         latency *= 2
     within = passes * (intra - 1) / ranks * message_bytes
     across = passes * (ranks - intra) / ranks * message_bytes
+    shared = group.shared_rows
+    if kind == "all_to_all" and shared is not None:
+        # Copies come to one device of a node, the sender's own included, and go on from there.
+        within = (intra - 1) / intra * message_bytes * shared.within
+        across *= shared.between
+        latency += group.intra_latency if inter > 1 and intra > 1 else 0.0
     return _pipelined(kind, group, latency, within, across, message_bytes / ranks)
 
 

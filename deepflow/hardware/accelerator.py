@@ -7,7 +7,7 @@ bundle of units or the whole device, as ``scope`` says.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -154,16 +154,41 @@ class Hardware:
 
     @cached_property
     def under_load(self) -> Hardware:
-        """The same device at the clock that it keeps in long runs; peaks stay those of the chip."""
+        """The same device at the clock that it keeps in long runs, without the bundles that
+        communicate; peaks stay those of the chip.
+
+        Raises:
+            InfeasiblePoint: no bundle is left to compute.
+        """
         core = self.accelerator.core
+        communicating = self.config.sw_param.communication_bundles
         clock = self.config.tech_param.core.sustained_frequency
         if clock is None or clock >= core.operating_frequency:
-            return self
-        share = clock / core.operating_frequency
+            clock = core.operating_frequency
+            if not communicating:
+                return self
+        if communicating >= core.num_bundles:
+            raise InfeasiblePoint(
+                f"sw_param.communication_bundles is {communicating}, and the device has"
+                f" {core.num_bundles} bundles"
+            )
+        slowdown = clock / core.operating_frequency
+        # Fractions that the power limit decides hold at this clock already.
+        technology = self.config.tech_param.core
+        before = technology.util_of(self.config.sw_param.dtype)
+        utils = asdict(technology.precision_utils)
+        limited = {name: min(1.0, util / slowdown) for name, util in utils.items() if util}
+        technology = replace(
+            technology, precision_utils=replace(technology.precision_utils, **limited)
+        )
+        share = slowdown * technology.util_of(self.config.sw_param.dtype) / before
+        computing = 1 - communicating / core.num_bundles
         slower = replace(
             core,
+            num_bundles=core.num_bundles - communicating,
             operating_frequency=clock,
-            usable_flops=core.usable_flops * share,
-            attention_flops=core.attention_flops * share,
+            usable_flops=core.usable_flops * share * computing,
+            attention_flops=core.attention_flops * slowdown * computing,
         )
-        return replace(self, accelerator=replace(self.accelerator, core=slower))
+        config = replace(self.config, tech_param=replace(self.config.tech_param, core=technology))
+        return replace(self, config=config, accelerator=replace(self.accelerator, core=slower))

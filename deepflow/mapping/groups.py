@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from deepflow.config.hardware import CollectiveAlgorithms
+from deepflow.config.hardware import CollectiveAlgorithms, LinkFaults, NetworkTopology
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware, parallel_links
 from deepflow.hardware.accelerator import Link
 from deepflow.record import record
 
 # Topologies in which any rank reaches any other without passing through third ones.
-SWITCHED = ("switch", "fully_connected")
+SWITCHED = ("switch", "fully_connected", "fat_tree")
 
 
 @record(frozen=True)
@@ -33,12 +33,51 @@ PLAIN = LinkProtocol()
 
 
 @record(frozen=True)
+class Wiring:
+    """What the name of a topology leaves open.
+
+    ``width``: ranks in a row of a grid, or on a leaf switch of a fat tree (0: nearest to square);
+    ``oversubscription``: links into a leaf switch relative to those out of it.
+    """
+
+    width: int = 0
+    oversubscription: float = 1.0
+
+
+@record(frozen=True)
+class Places:
+    """Where in a machine the ranks of a group are, for those who have to find single links.
+
+    ``stride``: distance of neighbours in rank order; ``per_node`` devices in each of ``nodes``
+    nodes.
+    """
+
+    stride: int
+    per_node: int
+    nodes: int
+    faults: LinkFaults
+
+
+@record(frozen=True)
+class SharedRows:
+    """An all_to_all that sends what several receivers of a node or device want only once.
+
+    Relative to one copy for each of them: ``between`` nodes, and ``within`` nodes, where all
+    copies are handed on that are not yet where they belong.
+    """
+
+    between: float
+    within: float
+
+
+@record(frozen=True)
 class Group:
     """Ranks that communicate with each other, and the links between them.
 
     ``size`` ranks: ``intra_size`` of them within each of ``inter_size`` nodes. Bandwidths are
     bytes/s of one rank in each direction, latencies seconds per step. ``algorithms``: (kind of
-    collective, algorithm) where the file forces one.
+    collective, algorithm) where the file forces one. ``faulty``: places of the ranks on a machine
+    that has faulty links. ``shared_rows`` where all_to_all does not send copies one by one.
     """
 
     name: str
@@ -54,6 +93,10 @@ class Group:
     algorithms: tuple[tuple[str, str], ...] = ()
     intra_topology: str = "switch"
     inter_topology: str = "switch"
+    intra_wiring: Wiring = Wiring()
+    inter_wiring: Wiring = Wiring()
+    faulty: Places | None = None
+    shared_rows: SharedRows | None = None
 
 
 def place_group(
@@ -65,7 +108,8 @@ def place_group(
     says for one of them which network it uses, all its traffic goes there.
 
     Raises:
-        InfeasiblePoint: the group needs a network that has no bandwidth.
+        InfeasiblePoint: the group needs a network that has no bandwidth, or is to be timed by
+            closed forms that do not know the network.
     """
     system = hardware.config.system_hierarchy
     flags = {dimension: getattr(system, f"{dimension}_inter") for dimension in dimensions}
@@ -81,6 +125,10 @@ def place_group(
     inter_size = size // intra_size
     intra, inter = hardware.accelerator.intra_node, hardware.accelerator.inter_node
     topology = hardware.config.network_topology
+    if hardware.config.execution_backend.model == "analytical" and size > 1:
+        beyond = beyond_closed_forms(topology)
+        if beyond:
+            raise InfeasiblePoint(f"closed forms know no {beyond}; backend.model astra does")
     intra_bandwidth = intra.bandwidth / system.intra_derate if system.intra_derate else 0.0
     inter_bandwidth = inter.bandwidth / system.inter_derate if system.inter_derate else 0.0
     if between_nodes:
@@ -109,7 +157,25 @@ def place_group(
         _forced(hardware.config.execution_backend.astra.collectives),
         topology.intra_node,
         topology.inter_node,
+        Wiring(topology.intra_node_width, topology.intra_node_oversubscription),
+        Wiring(topology.inter_node_width, topology.inter_node_oversubscription),
+        Places(stride, system.num_devices_per_node, system.num_nodes, topology.faults)
+        if topology.faults.links()
+        else None,
     )
+
+
+def beyond_closed_forms(topology: NetworkTopology) -> str:
+    """What only a simulator knows of networks, "" if there is nothing of it."""
+    if topology.faults.links():
+        return "faulty links"
+    for kind, ratio in (
+        (topology.intra_node, topology.intra_node_oversubscription),
+        (topology.inter_node, topology.inter_node_oversubscription),
+    ):
+        if kind == "fat_tree" and ratio > 1:
+            return "oversubscription"
+    return ""
 
 
 def _protocol(link: Link, topology: str, bandwidth: float) -> LinkProtocol:

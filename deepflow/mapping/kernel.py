@@ -13,7 +13,8 @@ and of C' that it lacks over kp1, and the rows of B and of C' over kp2. Of A and
 only. Each rank ending up with another slice costs the links as much as all with the same.
 
 Dimensions that do not divide are rounded up: the largest shard sets the time, and the products
-that pad the others show as executed FLOPs above those of the model.
+that pad the others show as executed FLOPs above those of the model. Sides of products may be
+arrays, of many products that are cut alike.
 """
 
 from __future__ import annotations
@@ -315,7 +316,7 @@ def weight_blocks(
     rows, columns = split.weight_gradient(k, n)
     reduction: list[Operator] = [
         Collective(
-            f"{layer}_gradient_reduction", "all_reduce", "data", float(precision * rows * columns)
+            f"{layer}_gradient_reduction", "all_reduce", "data", 1.0 * precision * rows * columns
         )
     ]
     rows, columns = split.weights(k, n)
@@ -325,10 +326,10 @@ def weight_blocks(
                 f"{layer}_gradient_gather",
                 "all_gather",
                 f"{layer}.kp1",
-                float(precision * rows * columns),
+                1.0 * precision * rows * columns,
             )
         )
-    weights = float(rows * columns)
+    weights = 1.0 * rows * columns
     update = Elementwise(f"{layer}_update", 7 * precision * weights, 7 * weights, kernels=2)
     return Block(f"{layer}.reduction", tuple(reduction)), Block(f"{layer}.update", (update,))
 
@@ -366,13 +367,13 @@ def _forward_product(
 ) -> tuple[Gemm, tuple[Collective, ...]]:
     m, k, n = product.m, product.k, product.n
     if split.kind == "CR":
-        whole = float(precision * m * n)
+        whole = 1.0 * precision * m * n
         reduce = Collective(f"{product.name}.reduce", "reduce_scatter", f"{layer}.kp1", whole)
         return replace(product, k=ceil_div(k, split.kp1)), (reduce,)
     if split.kind == "RC":
         rows = ceil_div(m, split.kp1)
         gather = Collective(
-            f"{product.name}.gather", "all_gather", f"{layer}.kp2", float(precision * rows * n)
+            f"{product.name}.gather", "all_gather", f"{layer}.kp2", 1.0 * precision * rows * n
         )
         return replace(product, m=rows, n=ceil_div(n, split.kp2)), (gather,)
     return product, ()
@@ -390,7 +391,7 @@ def _backward_product(
         )
         if split.kind == "none":
             return products
-        whole = float(precision * m * n)
+        whole = 1.0 * precision * m * n
         gather = Collective(f"{name}.gradient_gather", "all_gather", f"{layer}.kp1", whole)
         return (gather, *products)
     rows, columns = split.outputs(m, n)
@@ -403,7 +404,7 @@ def _backward_product(
     )
     return (
         *(
-            Collective(f"{name}.{what}", "all_gather", f"{layer}.{group}", float(precision * size))
+            Collective(f"{name}.{what}", "all_gather", f"{layer}.{group}", 1.0 * precision * size)
             for what, group, size in collected
         ),
         Gemm(f"{name}.weight_gradient", first, m, columns),

@@ -8,12 +8,14 @@ neighbouring ranks of the context and data dimensions taken together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import comb
 
 from deepflow.config.hardware import PARALLEL_DIMENSIONS, Parallelism, SystemHierarchy
 from deepflow.config.model import LlmModel
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
-from deepflow.mapping.groups import Group, place_group
+from deepflow.mapping.groups import Group, SharedRows, place_group
 from deepflow.record import record
 from deepflow.workload.transformer import (
     layer_kinds,
@@ -104,12 +106,12 @@ def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
         virtual_stages=virtual_stages,
         num_microbatches=num_microbatches,
         micro_batch_size=micro_batch_size,
-        parts=_parts(model, pipeline * virtual_stages, asked),
+        parts=model_parts(model, pipeline * virtual_stages, asked),
         groups={
             "tensor": place_group(seen["kp1"], "tensor", tensor, 1, ("kp1", "kp2")),
             "context": place_group(hardware, "context", context, tensor, ()),
             "data": place_group(seen["dp"], "data", replicas, tensor, ("dp",)),
-            "expert": place_group(hardware, "expert", expert, tensor, ()),
+            "expert": _expert_group(hardware, model, expert, tensor),
             "expert_data": place_group(
                 seen["dp"], "expert_data", replicas // expert, tensor * expert, ("dp",)
             ),
@@ -126,6 +128,43 @@ def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
         },
         asked=asked,
     )
+
+
+def _expert_group(hardware: Hardware, model: LlmModel, expert: int, tensor: int) -> Group:
+    """The devices that share a layer's experts, and how often a token's row is sent among them."""
+    group = place_group(hardware, "expert", expert, tensor, ())
+    if expert == 1 or hardware.config.scheduling_param.expert_dispatch == "per_expert":
+        return group
+    chosen = model.experts_per_token
+    shared = SharedRows(
+        _places_per_token(model, group.inter_size) / chosen,
+        _places_per_token(model, expert) / chosen,
+    )
+    return replace(group, shared_rows=shared)
+
+
+def _places_per_token(model: LlmModel, places: int) -> float:
+    """Mean number of ``places`` with at least one of a token's experts.
+
+    Experts stand in order, equally many in each place. All choices are equally likely: first of
+    groups, then of the experts in them. Groups that would begin or end inside a place count as
+    none, which is an upper bound.
+    """
+    assert model.num_experts is not None
+    groups, chosen = model.expert_groups, model.groups_per_token
+    if groups % places and places % groups:
+        groups = chosen = 1
+    of_group = model.num_experts / groups
+    here = max(1, groups // places)  # Groups with experts in one place.
+    per_group = min(of_group, model.num_experts / places)
+    missed, reachable = 0.0, chosen * of_group
+    for hit in range(min(here, chosen) + 1):
+        likely = comb(here, hit) * comb(groups - here, chosen - hit) / comb(groups, chosen)
+        elsewhere = reachable - hit * per_group
+        for drawn in range(model.experts_per_token):
+            likely *= max(0.0, elsewhere - drawn) / (reachable - drawn)
+        missed += likely
+    return places * (1 - missed)
 
 
 def _check_shapes(model: LlmModel, tensor: int, context: int, expert: int, data: int) -> None:
@@ -234,7 +273,7 @@ def _microbatches(asked: Parallelism, global_batch_size: int, data: int) -> tupl
     return size, needed
 
 
-def _parts(model: LlmModel, number: int, asked: Parallelism) -> tuple[tuple[str, ...], ...]:
+def model_parts(model: LlmModel, number: int, asked: Parallelism) -> tuple[tuple[str, ...], ...]:
     """The segments of every part of the model, first to last."""
     kinds = layer_kinds(model)
     limit = model.num_layers if asked.recompute_layers is None else asked.recompute_layers

@@ -141,6 +141,7 @@ def training_step(hardware: Hardware, model: LlmModel, mapping: TrainingMapping)
         unfused_attention=software.attention_kernel == "unfused",
         context=mapping.context,
         context_method=mapping.asked.context_method,
+        dispatched=software.dispatched_bytes,
     )
     by_name = {EMBEDDING: blocks.embedding, HEAD: blocks.head, **blocks.layers}
     boundary = (
@@ -224,6 +225,23 @@ def _over_data(
     ]
 
 
+def gather_calls(mapping: TrainingMapping, own: Parameters) -> int:
+    """Collectives that bring in the weights of a segment (ZeRO 3), or reduce their gradients."""
+    return max(1, own.matrices) if mapping.asked.zero_3_unit == "matrix" else 1
+
+
+def gathered_again(mapping: TrainingMapping, own: Parameters) -> float:
+    """Part of a recomputed segment's weights that its backward pass gathers once more (ZeRO 3).
+
+    Whatever is used before the last ``release_distance`` / 2 parameters: the rest of the forward
+    and the beginning of the backward pass lie in between.
+    """
+    distance = mapping.asked.release_distance
+    if distance is None or not own.count:
+        return 0.0
+    return max(0.0, 1 - distance / 2 / own.count)
+
+
 def sharded(mapping: TrainingMapping, parameters: Parameters) -> float:
     """Parameters of one device when both kinds are dealt out over their data groups."""
     groups = mapping.groups
@@ -274,6 +292,17 @@ def _segment(
                 kernels=parameters.tensors if eager else 0,
             ),
         )
+    everywhere = mapping.asked.zero == 3 and mapping.asked.zero_3_reduction == "all_reduce"
+    if everywhere:
+        # Into a bucket, divided by the number of ranks there, and back, however many ranks.
+        accumulation += (
+            Elementwise(
+                f"{block.name}_gradient_copies",
+                6 * gradient_bytes * own.count,
+                own.count,
+                kernels=3 * own.tensors,
+            ),
+        )
     of_weights: list[Operator] = []
     of_inputs: list[Operator] = []
     if block.name == EMBEDDING:
@@ -288,9 +317,9 @@ def _segment(
             of_weights.append(operator)
         else:
             of_inputs.append(operator)
-    reduce_kind = "reduce_scatter" if mapping.asked.zero >= 1 else "all_reduce"
+    reduce_kind = "all_reduce" if mapping.asked.zero == 0 or everywhere else "reduce_scatter"
     reductions: list[Collective] = []
-    gathers: list[Collective] = []
+    gathers: list[Operator] = []
     if not reduces_at_end(mapping):
         name = f"{block.name}_gradient_reduction"
         reductions = _over_data(name, reduce_kind, mapping, own, gradient_bytes)
@@ -303,9 +332,20 @@ def _segment(
                 for item in reductions
             ]
     if mapping.asked.zero == 3:
-        gathers = _over_data(
-            f"{block.name}_weight_gather", "all_gather", mapping, own, software.precision
-        )
+        name, calls = f"{block.name}_weight_gather", gather_calls(mapping, own)
+        reductions = [replace(item, times=calls) for item in reductions]
+        arriving = _over_data(name, "all_gather", mapping, own, software.precision)
+        gathers += [replace(item, times=calls) for item in arriving]
+        if gathers and software.host_time_per_gathered_shard:
+            # The weights' memory is cleared; shards are copied one by one from where they arrive.
+            gathers.append(
+                Elementwise(
+                    f"{block.name}_weight_copies",
+                    3 * own.count * software.precision,
+                    flops=0.0,
+                    kernels=calls * mapping.gradient_ranks,
+                )
+            )
     return Segment(
         parameters,
         own,

@@ -161,6 +161,17 @@ ABLATIONS = (
         _TIME,
     ),
     Ablation(
+        "early_sharding",
+        "how early libraries gather weights (ZeRO 3): layer by layer, ahead, once for each pass",
+        {
+            "scheduling_param.zero_3_unit": "layer",
+            "scheduling_param.zero_3_reduction": "reduce_scatter",
+            "scheduling_param.release_distance": None,
+            "scheduling_param.overlap_parameter_gather": True,
+        },
+        _TIME,
+    ),
+    Ablation(
         "allocator",
         "memory of the allocator, driver and libraries",
         {"sw_param.allocator_overhead": 0, "sw_param.reserved_memory": 0},

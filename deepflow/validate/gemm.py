@@ -77,10 +77,14 @@ ENGINE_SECONDS = 5e-6
 # Single calls, each of which the host issues and waits for: by the source's own account.
 SYNCHRONISED_SOURCE = "LLMCompass"
 SYNCHRONISATION_SECONDS = 21e-6
+# From this share of the board's limit on, power decides the clock.
+AT_POWER_LIMIT = 0.95
 
 
 def predicted_seconds(row: Mapping[str, str], hardware: Hardware) -> float:
     """Time of the row's kernels, in seconds.
+
+    Where the row says that the board met its power limit, they run at the clock of long runs.
 
     Raises:
         DeepFlowError: the data type is not known, or the device has no rate for it, or the row
@@ -95,6 +99,9 @@ def predicted_seconds(row: Mapping[str, str], hardware: Hardware) -> float:
         raise DeepFlowError(f"products of dtype {name!r} are not predicted")
     source = row.get("kernel_source", "")
     form = FORMATS_OF_SOURCE.get((name, source), FORMATS[name])
+    limit = float(row.get("power_limit_W") or math.inf)
+    if float(row.get("power_W") or 0) >= AT_POWER_LIMIT * limit:
+        hardware = hardware.under_load
     accelerator = hardware.accelerator
     product = gemm_cost(
         accelerator if form.splits else _without_splits(accelerator),

@@ -83,6 +83,18 @@ def _every(item: ValidatedRow) -> bool:
     return True
 
 
+def _explicable(item: ValidatedRow) -> bool:
+    return item.explicable
+
+
+def _on(gpu: str, metric: str = "") -> Callable[[ValidatedRow], bool]:
+    def counts(item: ValidatedRow) -> bool:
+        named = item.row.get("hardware", "").startswith(gpu)
+        return named and metric_name(item.row).startswith(metric)
+
+    return counts
+
+
 def _yes_or_no(item: ValidatedRow) -> bool:
     return item.yes_or_no
 
@@ -133,6 +145,21 @@ GOALS = (
         for statistic, limit in (("mean", 4.0), ("largest", 10.0))
     ),
     Goal("train_4xa100_llama2_7b", "all", "median", 12.0, _every),
+    *(
+        Goal("inference_llama2_nvidia", name, "mean", limit, _on(name))
+        for name, limit in (("A100", 6.0), ("H100", 10.0))
+    ),
+    *(
+        Goal("inference_llama33_70b_nim", f"{name}, {rows}", statistic, limit, counts)
+        for name in ("A100", "H100")
+        for rows, statistic, limit, counts in (
+            ("end to end", "mean", 8.0, _on(name, "e2e_latency")),
+            ("between tokens", "mean", 8.0, _on(name, "itl")),
+            ("first token", "median", 25.0, _on(name, "ttft")),
+        )
+    ),
+    Goal("inference_llama31_8b_koyeb", "all", "mean", 8.0, _every),
+    Goal("inference_opt_uci", "all but its times to the first token", "mean", 12.0, _explicable),
 )
 
 

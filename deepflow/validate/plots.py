@@ -70,7 +70,11 @@ def _draw_panel(rows: Sequence[ValidatedRow], axes: Axes) -> None:
     kept = sorted(rows, key=lambda item: item.measured or 0.0)[::step]
     measured = [item.measured or 0.0 for item in kept]
     predicted = [item.predicted or 0.0 for item in kept]
-    machine = [machine_name(item.row) if item.explicable else "before fix" for item in kept]
+    # Remarks in brackets do not fit into a panel.
+    machine = [
+        machine_name(item.row).partition(" (")[0] if item.explicable else "before fix"
+        for item in kept
+    ]
     names = sorted(set(machine) - {"before fix"})
     palette = dict(zip(names, sns.color_palette(n_colors=len(names)), strict=True))
     sns.scatterplot(

@@ -24,7 +24,9 @@ KERNELS: dict[str, Callable[[Mapping[str, str], Hardware], float]] = {
     "moe": moe.predicted_seconds,
     **dict.fromkeys(COLLECTIVES, collectives.predicted_seconds),
 }
-RECOGNISED = f"training runs, with run_type = train, and kernels, with op = {', '.join(KERNELS)}"
+RECOGNISED = (
+    f"runs, with run_type = train or inference, and kernels, with op = {', '.join(KERNELS)}"
+)
 
 # Below these, fixed costs decide and not the shape.
 LONG_KERNEL_US = 20.0
@@ -109,7 +111,7 @@ def describe(row: Mapping[str, str]) -> Description:
             return Description(OTHER_ROWS, None, False, True, f"not one of {RECOGNISED}")
         explicable = training.is_explicable(row)
         metric = training.metric_name(row)
-        remark = "" if explicable else "before the framework's pipeline fix"
+        remark = "" if explicable else training.why_inexplicable(row)
         group = _joined(machine_name(row), metric, row.get("variant"), row.get("scheme"), remark)
         if metric == "other_failure":
             return Description(group, None, False, explicable, "the run failed for another reason")

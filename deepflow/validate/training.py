@@ -84,6 +84,20 @@ def _allocator_gibibytes(prediction: Prediction, run: Run) -> float:
     return (peak - reserved) / GIB
 
 
+def _updating_gibibytes(prediction: Prediction, run: Run) -> float:
+    """What is in use while weights are updated, when no activations are.
+
+    nanotron logs the peak of that phase. With ZeRO 1 and 2 the weights of all ranks arrive in
+    buffers before they are copied to where they belong.
+    """
+    static, weights = prediction.static_memory_bytes, prediction.weights_bytes
+    assert static is not None and weights is not None  # A training step has both.
+    settings = dict(run.settings)
+    gathers = settings.get("scheduling_param.zero") in (1, 2)
+    ranks = settings.get("scheduling_param.data", 1)
+    return (static + (weights if gathers and ranks != 1 else 0.0)) / GIB
+
+
 def _seconds(prediction: Prediction) -> float:
     assert prediction.time_s is not None  # A training step that was predicted has a time.
     return prediction.time_s
@@ -103,9 +117,7 @@ METRICS = {
         Metric("TFLOP/s per GPU", _executed_teraflops),
         Metric("days per 300B tokens", _days_per_300_billion_tokens),
         Metric("mfu", _column("model_flops_utilization", 100.0)),
-        # What stays between steps. nanotron logs the peak of the optimizer's phase, in which
-        # buffers for the weights that ZeRO 1 gathers come on top.
-        Metric("mem_allocated", _column("static_memory_bytes", 1 / GIB), is_time=False),
+        Metric("mem_allocated", _updating_gibibytes, is_time=False),
         Metric("mem_reserved", _allocator_gibibytes, is_time=False),
         Metric("fits_in_memory", _column("fits_in_memory"), is_time=False),
     )
@@ -136,13 +148,17 @@ MEGATRON_DROPOUT = 0.1
 
 
 def recognise(row: Mapping[str, str]) -> Callable[[Mapping[str, str]], tuple[Run, Metric]] | None:
-    """The function that reads ``row``, or None if it is no training run.
+    """The function that reads ``row``, or None if it is no run of training or inference.
 
     It raises DeepFlowError with the reason if the row cannot be predicted, KeyError or
     ValueError for a column that is missing or not a number.
     """
     if row.get("run_type") == "train":
         return _read_run
+    if row.get("run_type") == "inference":
+        from deepflow.validate.inference import read_run
+
+        return read_run
     if row.get("quantity") == "training_iteration_time":
         return _read_calculation
     if row.get("phase") == "train":
@@ -162,14 +178,25 @@ def measured_value(row: Mapping[str, str]) -> float:
 
 
 def is_explicable(row: Mapping[str, str]) -> bool:
-    """Whether the framework ran as it was meant to.
+    """Whether the framework ran as it was meant to, and the quantity is what its name says.
 
     Pipelines of the Ultra-Scale study before its fix (``after_pp_fix``) did not: their times are
     no property of a schedule. Memory was not affected.
     """
+    if row.get("run_type") == "inference":
+        from deepflow.validate.inference import is_no_first_token
+
+        return not is_no_first_token(row)
     metric = METRICS.get(metric_name(row))
     timed = metric is not None and metric.is_time
     return not (timed and row.get("after_pp_fix") == "False" and row.get("pp", "1") != "1")
+
+
+def why_inexplicable(row: Mapping[str, str]) -> str:
+    """What is the matter with a row that is not explicable, in a few words."""
+    if row.get("run_type") == "inference":
+        return "not a time to the first token"
+    return "before the framework's pipeline fix"
 
 
 class Predictor:
@@ -269,8 +296,8 @@ def _read_run(row: Mapping[str, str]) -> tuple[Run, Metric]:
     run = Run(
         row["hardware"] + (" EFA" if "EFA" in row.get("interconnect", "") else ""),
         int(row["n_gpus"]),
-        _stated_model(row),
-        _settings(layout) + _interleaving(row, layout),
+        stated_model(row),
+        _settings(layout) + _interleaving(row),
         _software(row),
         float(measured) * 1e9 if measured else None,
         row.get("interconnect", ""),
@@ -294,15 +321,22 @@ def _software(row: Mapping[str, str]) -> tuple[str, ...]:
     return texts
 
 
-def _interleaving(
-    row: Mapping[str, str], layout: Mapping[str, object]
-) -> tuple[tuple[str, object], ...]:
-    """The schedule of the runs of arXiv 2205.05198: table 3 gives 175B and 530B three parts.
+def _interleaving(row: Mapping[str, str]) -> tuple[tuple[str, object], ...]:
+    """The schedule of the runs of arXiv 2205.05198 and of table 1 of arXiv 2104.04473.
 
-    Rows of other sources say nothing about it and keep the framework's schedule.
+    The former gives 175B and 530B three parts (table 3). The latter interleaves as well (section
+    5.1) and does not say in how many parts: the fewest that layers divide into are taken. Rows of
+    other sources say nothing about it and keep the framework's schedule.
     """
-    interleaved = "Korthikanti" in row.get("source", "") and layout["pipeline"] != 1
-    return _schedule(3) if interleaved and int(row["n_layers"]) in (96, 105) else ()
+    source, layers, stages = row.get("source", ""), int(row["n_layers"]), int(row["pp"])
+    if stages == 1:
+        return ()
+    if "Korthikanti" in source and layers in (96, 105):
+        return _schedule(3)
+    if "Narayanan" in source and layers % stages == 0 and layers > stages:
+        each = layers // stages
+        return _schedule(next(parts for parts in range(2, each + 1) if each % parts == 0))
+    return ()
 
 
 def _schedule(parts: int) -> tuple[tuple[str, object], ...]:
@@ -311,8 +345,8 @@ def _schedule(parts: int) -> tuple[tuple[str, object], ...]:
     return _settings({"schedule": "interleaved", "virtual_stages": parts})
 
 
-def _stated_model(row: Mapping[str, str]) -> LlmModel:
-    """The row's model; the parameter count, if there is one, tells whether there is a gate."""
+def stated_model(row: Mapping[str, str]) -> LlmModel:
+    """A row's model; the parameter count, if there is one, tells whether there is a gate."""
 
     def build(activation: str) -> LlmModel:
         gated = activation == "swiglu"

@@ -39,7 +39,10 @@ class Cut(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """``C[m,n] = A[m,k] B[k,n]``, ``batch`` times; ``weight`` when B is a parameter matrix."""
+    """``C[m,n] = A[m,k] B[k,n]``, ``batch`` times; ``weight`` when B is a parameter matrix.
+
+    ``stored_bytes``: of an element of B in memory, where kernels widen it (None: as multiplied).
+    """
 
     name: str
     m: int
@@ -48,6 +51,7 @@ class Gemm:
     cut: Cut = Cut.WHOLE
     weight: bool = True
     batch: int = 1
+    stored_bytes: float | None = None
 
     @property
     def flops(self) -> float:
@@ -60,7 +64,8 @@ class GroupedGemm:
 
     ``rows`` rows of activations are dealt out among the experts. Forward and for the gradient of
     the input, each expert multiplies its rows by its matrix. With ``sums_rows`` it is the gradient
-    of the weights: every expert yields a [k,n] matrix, summed over its rows.
+    of the weights: every expert yields a [k,n] matrix, summed over its rows. ``stored_bytes`` as
+    in ``Gemm``.
     """
 
     name: str
@@ -70,6 +75,7 @@ class GroupedGemm:
     n: int
     cut: Cut = Cut.WHOLE
     sums_rows: bool = False
+    stored_bytes: float | None = None
 
     @property
     def flops(self) -> float:
@@ -85,7 +91,9 @@ class Attention:
     number of score-sized matrix products: over ``head_dim`` features of queries and keys, or
     ``value_dim`` features of values and outputs. ``window``: how many positions a query sees, its
     own included (None: all). ``shards``: devices among which the queries of a sequence are dealt
-    out so that all have the same work; this is one device's part.
+    out so that all have the same work; this is one device's part. ``key_bytes``: of an element of
+    keys and values (None: as of queries). ``latent``: the values are part of the keys, and one
+    read of them serves all heads.
     """
 
     name: str
@@ -100,6 +108,8 @@ class Attention:
     window: int | None = None
     shards: int = 1
     passes: int = FORWARD_PASSES
+    key_bytes: float | None = None
+    latent: bool = False
 
     @property
     def scores(self) -> float:

@@ -74,6 +74,7 @@ class _Work:
     unfused_attention: bool
     context: int
     context_method: str
+    dispatched: float
 
 
 def layer_kinds(model: LlmModel) -> tuple[str, ...]:
@@ -96,11 +97,13 @@ def transformer_blocks(
     unfused_attention: bool = False,
     context: int = 1,
     context_method: str = "ring",
+    dispatched: float | None = None,
 ) -> TransformerBlocks:
     """The blocks of ``model`` for ``micro_batch_size`` sequences of ``precision``-byte numbers.
 
     ``context``: devices among which the tokens of every sequence are dealt out; the blocks are
-    one device's. ``unfused_attention``: scores are written to memory.
+    one device's. ``unfused_attention``: scores are written to memory. ``dispatched``: bytes of a
+    number on its way to experts, if it is not ``precision``.
 
     Raises:
         InfeasiblePoint: a ring passes keys and values beside an attention kernel that can take
@@ -120,6 +123,7 @@ def transformer_blocks(
         unfused_attention,
         context,
         context_method,
+        precision if dispatched is None else dispatched,
     )
     kinds = set(layer_kinds(model))
     attention = _attention(work)
@@ -501,11 +505,13 @@ def _expert_feed_forward(work: _Work) -> Block:
     capacity = model.expert_capacity_factor
     rows = work.tokens * model.experts_per_token * (capacity or 1.0)
     received = rows if capacity else rows * model.expert_imbalance
-    message = received * width * work.precision
+    arriving, returning = (received * width * size for size in (work.dispatched, work.precision))
     up_width = _up_width(model, ffn)
     scores = work.tokens * experts
 
-    def exchange(name: str) -> Block:
+    # Gradients go the other way round: to experts where rows return from them, in the narrow type.
+    # As both passes have both exchanges, the sum is the same.
+    def exchange(name: str, message: float) -> Block:
         return Block(name, (Collective(name, "all_to_all", "expert", message, "all_to_all"),))
 
     def grouped(name: str, inner: int, outer: int, cut: Cut) -> Block:
@@ -524,12 +530,12 @@ def _expert_feed_forward(work: _Work) -> Block:
             saved_sequence=scores * FP32,
         ),
         # The experts' input is kept where it arrives.
-        Block("expert_permutation", (permutation,), saved_sequence=message),
-        exchange("expert_dispatch"),
+        Block("expert_permutation", (permutation,), saved_sequence=arriving),
+        exchange("expert_dispatch", arriving),
         grouped("expert_up", width, up_width, Cut.COLUMN),
         _activation(work, "expert_activation", received, ffn),
         grouped("expert_down", ffn, width, Cut.ROW),
-        exchange("expert_combine"),
+        exchange("expert_combine", returning),
         # Weights applied here need the unweighted rows for their gradients.
         Block(
             "expert_unpermutation",
