@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+import batch
 import in_process
+import network
+import scale
 import shards
 import sweep_overhead
 from measure import describe_machine, print_table
@@ -18,10 +21,15 @@ def main() -> None:
     parser.add_argument(
         "--shard-points", type=int, default=10_000, help="points of the sharded sweep, likewise"
     )
+    parser.add_argument("--gemm-points", type=int, default=scale.GEMM_POINTS)
+    parser.add_argument("--llm-points", type=int, default=scale.LLM_POINTS)
     arguments = parser.parse_args()
     rows = in_process.measure()
+    rows += batch.measure()
+    rows += network.measure()
     rows += sweep_overhead.measure(arguments.points)
     rows += shards.measure(arguments.shard_points)
+    rows += scale.measure(arguments.gemm_points, arguments.llm_points)
     print(describe_machine(), end="\n\n")
     print_table(rows)
 

@@ -7,6 +7,8 @@ middle of a grid is a result and not a mistake.
 
 from __future__ import annotations
 
+import reprlib
+
 
 class DeepFlowError(Exception):
     """Base of every error that DeepFlow raises on purpose; ``str(error)`` is one line."""
@@ -54,5 +56,6 @@ class InfeasiblePoint(DeepFlowError):
 
 
 def _shorten(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    # Values that YAML's aliases share can be endless when they are written out.
+    text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig, VitModel
+from deepflow.config.model import (
+    CollectiveModel,
+    GemmModel,
+    LlmModel,
+    LstmModel,
+    ModelConfig,
+    VitModel,
+)
 from deepflow.cost.gemm import gemm_cost
 from deepflow.cost.operators import OperatorCost
 from deepflow.hardware import Hardware
@@ -72,10 +79,14 @@ def explain(hardware: Hardware, model: ModelConfig) -> str:
             lines += _gemm(hardware, model, prediction)
         case LstmModel():
             lines += _lstm(hardware, model, prediction)
+        case LlmModel(run_type="inference"):
+            lines += _inference(hardware, model, prediction)
         case LlmModel():
             lines += _training(hardware, model, prediction)
         case VitModel():
             lines += _training(hardware, model.transformer, prediction)
+        case CollectiveModel():
+            lines += _collective(hardware, model, prediction)
     return "\n".join(lines) + "\n"
 
 
@@ -90,6 +101,12 @@ def _machine(hardware: Hardware) -> list[str]:
             f"  {level.name:8} {_binary(level.size):>10}  {_si(level.bandwidth):>8}B/s"
             f"   compute-bound above {ridge:.1f} FLOP/byte"
         )
+    faults = hardware.config.network_topology.faults
+    links = [f"{first}-{second}" for _, first, second in faults.links()]
+    if links:
+        left = _percent(faults.bandwidth_factor)
+        more = f", {_seconds(faults.extra_latency)} slower" if faults.extra_latency else ""
+        lines.append(f"faulty links: {', '.join(links)}, {left} of their bandwidth left{more}")
     return [*lines, ""]
 
 
@@ -184,6 +201,97 @@ def _training(hardware: Hardware, model: LlmModel, prediction: Prediction) -> li
         *_segments(run, stage_index=run.bottleneck),
         *_memory(hardware, run.stages),
     ]
+
+
+def _inference(hardware: Hardware, model: LlmModel, prediction: Prediction) -> list[str]:
+    from deepflow.schedule.inference import run_requests
+
+    model, run = run_requests(hardware, model)
+    layout, memory = run.mapping.layout, run.memory
+    status = prediction.status + (f": {prediction.reason}" if prediction.reason else "")
+    further = prediction.time_per_output_token_s
+    lines = [
+        f"{_count(model.global_batch_size, 'request')} at once,"
+        f" {model.prompt_tokens} tokens in, {model.output_len} out: {_seconds(run.end_to_end)},"
+        f" first token {_seconds(run.first_token)}"
+        + ("" if further is None else f", further tokens {_seconds(further)}")
+        + f", {_si(prediction.tokens_per_second or 0.0)}tokens/s, status {status}",
+        f"{_count(run.devices, 'device')}: tensor {layout.tensor}, context {layout.context},"
+        f" data {layout.data}, pipeline {layout.pipeline}, expert {layout.expert}; a replica has"
+        f" {_count(run.mapping.sequences, 'sequence')} in {_count(run.mapping.groups, 'group')}",
+        "",
+        "Where the time of a request goes",
+    ]
+    times = {name: getattr(prediction, name) or 0.0 for name in _CLASS_NAMES}
+    for name, taken in sorted(times.items(), key=lambda item: -item[1]):
+        if taken:
+            share = _percent(taken / run.end_to_end)
+            lines.append(f"  {_CLASS_NAMES[name]:40} {_seconds(taken):>10}  {share:>6}")
+    lines += _groups(layout.groups.values())
+    counts = Counter(name for part in layout.parts for name in part)
+    prompts = run.batches * run.pieces
+    pieces = f" in {_count(run.pieces, 'piece')}" if run.pieces > 1 else ""
+    for title, passed, times_run in (
+        (
+            f"prompts, up to {run.batch_prompts} at a time: {run.new_tokens} tokens"
+            f" each{pieces}; a pass {_seconds(run.prompt.latency)}",
+            run.prompt,
+            prompts,
+        ),
+        (
+            f"generation: {run.steps:.4g} steps; a pass {_seconds(run.step.latency)}, the host"
+            f" {_seconds(run.host)}",
+            run.step,
+            run.steps * run.mapping.groups,
+        ),
+    ):
+        lines += ["", title]
+        for name, costs in passed.segments.items():
+            lines += ["", f"{name}: {counts[name]} times per pass", _HEADER]
+            lines += _operators(costs, counts[name] * times_run / run.end_to_end)
+    lines += ["", "Memory of the fullest device"]
+    for title, amount in (
+        ("weights", memory.weights),
+        ("keys and values", memory.cache),
+        ("activations", memory.activations),
+        ("logits", memory.logits),
+        ("buffers", memory.buffers),
+        ("allocator", memory.allocator),
+        ("reserved", memory.reserved),
+    ):
+        lines.append(f"  {title:16} {_binary(amount):>10}")
+    capacity = hardware.accelerator.memory[-1].size
+    lines.append(f"  {'sum':16} {_binary(memory.total):>10} of {_binary(capacity)}")
+    return [*lines, f"at most {_count(memory.largest_batch, 'such request')} at once"]
+
+
+def _collective(hardware: Hardware, model: CollectiveModel, prediction: Prediction) -> list[str]:
+    from deepflow.schedule.collective import collective_parts, run_collective
+
+    run = run_collective(hardware, model)
+    parts = collective_parts(hardware, model)
+    assert prediction.time_s is not None
+    calls = f", {model.repeats} times" if model.repeats > 1 else ""
+    lines = [
+        f"{model.kind} of {_binary(model.message_size)}{calls}: {_seconds(prediction.time_s)},"
+        f" algorithm bandwidth {_si(prediction.algorithm_bandwidth or 0.0)}B/s,"
+        f" bus bandwidth {_si(prediction.bus_bandwidth or 0.0)}B/s",
+        *_groups([run.group]),
+        "",
+        f"algorithm: {parts.algorithm}"
+        + (f", {_count(parts.steps, 'step')}" if parts.steps else ""),
+        "Where the time of one goes",
+    ]
+    whole = prediction.time_s / model.repeats
+    for name, taken in (
+        ("transfers", parts.bandwidth),
+        ("latencies of the steps", parts.latency),
+        (parts.rest_is, parts.rest),
+        ("copy of a device's own part", parts.copy),
+        ("kernel launch", (prediction.time_launch_s or 0.0) / model.repeats),
+    ):
+        lines.append(f"  {name:40} {_seconds(taken):>10}  {_percent(taken / whole):>6}")
+    return lines
 
 
 def _summary(time: float, prediction: Prediction) -> list[str]:

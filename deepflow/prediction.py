@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig, VitModel
+from deepflow.config.loading import DeepFlowWarning
+from deepflow.config.model import (
+    CollectiveModel,
+    GemmModel,
+    LlmModel,
+    LstmModel,
+    ModelConfig,
+    VitModel,
+)
+from deepflow.cost.elementwise import larger, where
+from deepflow.cost.memory import MemoryUse
 from deepflow.cost.operators import Cost, OperatorCost, total
-from deepflow.errors import DeepFlowError
+from deepflow.errors import DeepFlowError, InfeasiblePoint
 from deepflow.hardware import Hardware
+from deepflow.mapping.groups import beyond_closed_forms
 from deepflow.record import record
 from deepflow.schedule.training import StageResult, run_training
 from deepflow.workload.transformer import (
@@ -17,6 +29,9 @@ from deepflow.workload.transformer import (
     model_flops_per_token,
     parameter_count,
 )
+
+if TYPE_CHECKING:
+    from deepflow.schedule.gemm import GemmRun
 
 
 @record(frozen=True)
@@ -42,8 +57,12 @@ class Prediction:
 
     status: str = _column(str, "", "ok, out_of_memory, or infeasible", "ok")
     reason: str = _column(str, "", "why the status is not ok", "")
-    time_s: float | None = _column(float, "s", "time of one step (or of the GEMM)")
-    tokens_per_second: float | None = _column(float, "1/s", "tokens of all devices together")
+    time_s: float | None = _column(
+        float, "s", "time of one step (or of the GEMM; of inference from request to last token)"
+    )
+    tokens_per_second: float | None = _column(
+        float, "1/s", "tokens of all devices together; of inference those that are generated"
+    )
     tokens_per_second_per_device: float | None = _column(float, "1/s", "tokens per device")
     model_flops_utilization: float | None = _column(
         float, "", "FLOP that the model needs (PaLM, appendix B) over what the peak allows"
@@ -52,6 +71,22 @@ class Prediction:
         float, "FLOP/s", "FLOP that the model needs, per device"
     )
     time_to_train_s: float | None = _column(float, "s", "time for model.n_tokens tokens")
+    time_to_first_token_s: float | None = _column(
+        float, "s", "of inference: from a request to its first token, on average over requests"
+    )
+    time_per_output_token_s: float | None = _column(
+        float, "s", "of inference: average time of further tokens, prompts of others included"
+    )
+    inter_token_latency_s: float | None = _column(
+        float, "s", "of inference: time between tokens while no prompt is processed"
+    )
+    tokens_per_second_per_sequence: float | None = _column(
+        float, "1/s", "of inference: what one user gets, one over time_per_output_token_s"
+    )
+    requests_per_second: float | None = _column(float, "1/s", "of inference: answers")
+    concurrent_requests: int | None = _column(
+        int, "", "of inference: worked on at the same time, over all devices"
+    )
     time_gemm_s: float | None = _column(float, "s", "matrix multiplications")
     time_attention_s: float | None = _column(float, "s", "fused attention kernels")
     time_elementwise_s: float | None = _column(
@@ -74,7 +109,20 @@ class Prediction:
         float, "s", "waiting for other pipeline stages and for transfers from them"
     )
     time_optimizer_s: float | None = _column(float, "s", "gradient norm and parameter update")
-    time_launch_s: float | None = _column(float, "s", "kernel launch overhead")
+    time_collective_s: float | None = _column(
+        float, "s", "a collective that is all there is (mode collective), local copies included"
+    )
+    time_launch_s: float | None = _column(
+        float, "s", "kernel launch overhead and waiting for the host"
+    )
+    algorithm_bandwidth: float | None = _column(
+        float, "bytes/s", "of a collective: its full buffer over its time"
+    )
+    bus_bandwidth: float | None = _column(
+        float,
+        "bytes/s",
+        "the same times the bytes that each device has to send per byte of the buffer",
+    )
     model_flops: float | None = _column(float, "FLOP", "needed by the model, all devices")
     executed_flops: float | None = _column(float, "FLOP", "executed on all devices")
     dram_bytes: float | None = _column(float, "bytes", "moved to and from DRAM, all devices")
@@ -88,6 +136,12 @@ class Prediction:
         float, "bytes", "sent over links between nodes, all devices"
     )
     weights_bytes: float | None = _column(float, "bytes", "weights on the fullest device")
+    kv_cache_bytes: float | None = _column(
+        float, "bytes", "cached keys and values on it, sequences at their full length"
+    )
+    max_batch_size: int | None = _column(
+        int, "", "of inference: sequences of these lengths that all devices together can hold"
+    )
     gradients_bytes: float | None = _column(float, "bytes", "gradients on it")
     optimizer_bytes: float | None = _column(float, "bytes", "optimizer states on it")
     activations_bytes: float | None = _column(float, "bytes", "saved activations on it")
@@ -106,6 +160,9 @@ class Prediction:
     fits_in_memory: bool | None = _column(bool, "", "peak_memory_bytes is within the capacity")
     energy_j: float | None = _column(
         float, "J", "dynamic and leakage energy of all devices; empty without energy data"
+    )
+    energy_per_token_j: float | None = _column(
+        float, "J", "of inference: energy_j over the tokens that are generated"
     )
     average_power_w: float | None = _column(float, "W", "energy_j over time_s")
     num_devices: int | None = _column(int, "", "devices")
@@ -137,7 +194,9 @@ COLUMNS: dict[str, Column] = {item.name: item.metadata["column"] for item in fie
 TIME_COLUMNS = tuple(
     name
     for name in COLUMNS
-    if name.startswith("time_") and name not in ("time_s", "time_to_train_s")
+    if name.startswith("time_")
+    and name
+    not in ("time_s", "time_to_train_s", "time_to_first_token_s", "time_per_output_token_s")
 )
 
 
@@ -146,8 +205,8 @@ def predict(hardware: Hardware, model: ModelConfig) -> Prediction:
 
     With the astra backend, collectives and transfers take the time that a network simulator says,
     each alone, in blocks and pipelines, or all ranks together (``execution_backend.astra.mode``).
-    If it has no answer, the analytical model gives one and the prediction says why, unless
-    ``execution_backend.astra.fallback`` is "error".
+    If it has no answer, the analytical model gives one, and the prediction and a DeepFlowWarning
+    say why, unless ``execution_backend.astra.fallback`` is "error".
 
     Raises:
         InfeasiblePoint: the point is well formed but cannot exist.
@@ -157,15 +216,21 @@ def predict(hardware: Hardware, model: ModelConfig) -> Prediction:
     backend = hardware.config.execution_backend
     if backend.model == "analytical":
         return _predict(hardware, model)
+    from deepflow.astra.faults import check_links
     from deepflow.astra.runner import AstraSimError
     from deepflow.network.graph import NetworkError
 
+    check_links(hardware.config)
     try:
         result = _predict(hardware, model)
         return replace(result, backend_requested=backend.model, backend_used=backend.model)
     except (NetworkError, AstraSimError) as error:
         if backend.astra.fallback == "error":
             raise
+        beyond = beyond_closed_forms(hardware.config.network_topology)
+        if beyond:
+            raise InfeasiblePoint(f"{error}; closed forms know no {beyond}") from None
+        warnings.warn(f"closed forms instead of astra: {error}", DeepFlowWarning, stacklevel=2)
         result = _predict(analytical(hardware), model)
         return replace(result, backend_requested=backend.model, fallback_reason=str(error))
 
@@ -178,6 +243,8 @@ def analytical(hardware: Hardware) -> Hardware:
 
 def _predict(hardware: Hardware, model: ModelConfig) -> Prediction:
     match model:
+        case LlmModel(run_type="inference"):
+            result = _predict_inference(hardware, model)
         case LlmModel():
             result = _predict_training(hardware, model)
         case VitModel():
@@ -186,6 +253,8 @@ def _predict(hardware: Hardware, model: ModelConfig) -> Prediction:
             result = _predict_lstm(hardware, model)
         case GemmModel():
             result = _predict_gemm(hardware, model)
+        case CollectiveModel():
+            result = _predict_collective(hardware, model)
     for name in ("time_s", *TIME_COLUMNS):
         value = getattr(result, name)
         if value is not None and not math.isfinite(value):
@@ -203,39 +272,93 @@ def _predict_gemm(hardware: Hardware, model: GemmModel) -> Prediction:
     reduction, update = total(run.reduction), total(run.update)
     if run.simulated_time is not None:
         compute, reduction, update = with_time((compute, reduction, update), run.simulated_time)
+    columns = gemm_columns(hardware, model, run, (compute, reduction, update))
+    fits, energy = columns["fits_in_memory"], columns["energy_j"]
+    if math.isnan(energy):
+        columns |= {"energy_j": None, "average_power_w": None}
+    capacity = columns["memory_capacity_bytes"]
+    operators = (*run.compute, *run.reduction, *run.update)
+    launch, time = columns["time_launch_s"], columns["time_s"]
+    return Prediction(
+        status="ok" if fits else "out_of_memory",
+        reason="" if fits else memory_reason(run.footprint, capacity),
+        bound="launch" if launch > time / 2 else max(operators, key=_time_of).bound,
+        **columns,
+    )
+
+
+def gemm_columns(
+    hardware: Hardware, model: GemmModel, run: GemmRun, parts: tuple[Cost, Cost, Cost]
+) -> dict[str, Any]:
+    """The numbers of a product; ``parts``: passes, reduction and update on one rank.
+
+    Everything may be an array, of many products. Energy that is not known is NaN.
+    """
+    compute, reduction, update = parts
     cost = compute + reduction + update
     devices = run.mapping.num_devices
     flops = 2.0 * model.M * model.K * model.N * (3 if model.backward else 1) * run.mapping.data
     capacity = hardware.accelerator.memory[-1].size
+    energy = _energy(hardware, cost, cost.time) * devices
+    return {
+        "time_s": cost.time,
+        "model_flops_utilization": flops
+        / cost.time
+        / devices
+        / hardware.accelerator.core.peak_flops,
+        "flops_per_second_per_device": flops / cost.time / devices,
+        "time_gemm_s": cost.gemm,
+        "time_tensor_communication_s": compute.communication,
+        "time_data_communication_s": compute.data_communication + reduction.waiting,
+        "time_optimizer_s": update.elementwise,
+        "time_launch_s": cost.launch,
+        "model_flops": flops,
+        "executed_flops": cost.flops * devices,
+        "dram_bytes": cost.dram_bytes * devices,
+        "l2_bytes": cost.l2_bytes * devices,
+        "intra_node_bytes": cost.intra_node_bytes * devices,
+        "inter_node_bytes": cost.inter_node_bytes * devices,
+        "peak_memory_bytes": run.footprint,
+        "memory_capacity_bytes": capacity,
+        "fits_in_memory": run.footprint <= capacity,
+        "energy_j": energy,
+        "average_power_w": energy / cost.time,
+        "num_devices": devices,
+        "tensor_parallel": run.mapping.kernel,
+        "data_parallel": run.mapping.data,
+    }
+
+
+def _predict_collective(hardware: Hardware, model: CollectiveModel) -> Prediction:
+    """One collective over all devices, or several of them one after the other."""
+    from deepflow.schedule.collective import run_collective
+
+    run = run_collective(hardware, model)
+    cost, devices = run.cost, run.group.size
+    senders = 1 if model.kind == "send" else devices
+    capacity = hardware.accelerator.memory[-1].size
     fits = run.footprint <= capacity
-    energy = device_energy(hardware, cost, cost.time)
-    operators = (*run.compute, *run.reduction, *run.update)
+    # A machine of which some devices do nothing has no energy of its own.
+    energy = device_energy(hardware, cost, cost.time) if senders == devices else None
+    bandwidth = model.message_size * model.repeats / cost.time
     return Prediction(
         status="ok" if fits else "out_of_memory",
-        reason="" if fits else _memory_reason(run.footprint, capacity),
+        reason="" if fits else memory_reason(run.footprint, capacity),
         time_s=cost.time,
-        model_flops_utilization=flops / cost.time / devices / hardware.accelerator.core.peak_flops,
-        flops_per_second_per_device=flops / cost.time / devices,
-        time_gemm_s=cost.gemm,
-        time_tensor_communication_s=compute.communication,
-        time_data_communication_s=compute.data_communication + reduction.waiting,
-        time_optimizer_s=update.elementwise,
+        time_collective_s=cost.communication,
         time_launch_s=cost.launch,
-        model_flops=flops,
-        executed_flops=cost.flops * devices,
-        dram_bytes=cost.dram_bytes * devices,
-        l2_bytes=cost.l2_bytes * devices,
-        intra_node_bytes=cost.intra_node_bytes * devices,
-        inter_node_bytes=cost.inter_node_bytes * devices,
+        algorithm_bandwidth=bandwidth,
+        bus_bandwidth=bandwidth * run.bus_factor,
+        dram_bytes=cost.dram_bytes * senders,
+        intra_node_bytes=cost.intra_node_bytes * senders,
+        inter_node_bytes=cost.inter_node_bytes * senders,
         peak_memory_bytes=run.footprint,
         memory_capacity_bytes=capacity,
         fits_in_memory=fits,
         energy_j=None if energy is None else energy * devices,
         average_power_w=None if energy is None else energy * devices / cost.time,
         num_devices=devices,
-        tensor_parallel=run.mapping.kernel,
-        data_parallel=run.mapping.data,
-        bound="launch" if cost.launch > cost.time / 2 else max(operators, key=_time_of).bound,
+        bound="launch" if cost.launch > cost.time / 2 else "network",
     )
 
 
@@ -268,6 +391,85 @@ def _predict_training(hardware: Hardware, model: LlmModel) -> Prediction:
             model_flops_per_token(model) * tokens,
             tokens,
         ),
+    )
+
+
+def _predict_inference(hardware: Hardware, model: LlmModel) -> Prediction:
+    """Answers to one prompt of every client; see ``deepflow.schedule.inference``."""
+    from deepflow.schedule.inference import run_requests, time_per_output_token
+
+    model, run = run_requests(hardware, model)
+    layout, memory, time = run.mapping.layout, run.memory, run.end_to_end
+    everything = run.everything
+    each = everything * (1 / run.devices)
+    times: dict[str, Any] = {
+        "time_gemm_s": each.gemm,
+        "time_attention_s": each.attention,
+        "time_elementwise_s": each.elementwise,
+        "time_tensor_communication_s": each.communication,
+        "time_context_communication_s": each.context_communication,
+        "time_expert_communication_s": each.expert_communication,
+        "time_data_communication_s": each.data_communication,
+        "time_launch_s": each.launch + run.waited,
+    }
+    bubble = time - sum(times.values())
+    times["time_pipeline_bubble_s"] = bubble if bubble > 1e-12 * time else 0.0
+    batch, generated = model.global_batch_size, model.global_batch_size * model.output_len
+    further = time_per_output_token(run, model)
+    capacity = hardware.accelerator.memory[-1].size
+    fits = memory.total <= capacity
+    energy = device_energy(hardware, each, time)
+    joules = None if energy is None else energy * run.devices
+    # A forward pass is a third of what a step of training needs.
+    useful = model_flops_per_token(model) / 3 * batch * (run.new_tokens + model.output_len - 1)
+    return Prediction(
+        status="ok" if fits else "out_of_memory",
+        reason="" if fits else memory_reason(memory.total, capacity),
+        time_s=time,
+        time_to_first_token_s=run.first_token,
+        time_per_output_token_s=further,
+        inter_token_latency_s=None if further is None else run.step.latency + run.host,
+        tokens_per_second=generated / time,
+        tokens_per_second_per_device=generated / time / run.devices,
+        tokens_per_second_per_sequence=None if further is None else 1 / further,
+        requests_per_second=batch / time,
+        concurrent_requests=batch,
+        model_flops_utilization=useful
+        / (time * run.devices * hardware.accelerator.core.peak_flops),
+        flops_per_second_per_device=useful / time / run.devices,
+        model_flops=useful,
+        executed_flops=everything.flops,
+        dram_bytes=everything.dram_bytes,
+        l2_bytes=everything.l2_bytes,
+        intra_node_bytes=everything.intra_node_bytes,
+        inter_node_bytes=everything.inter_node_bytes,
+        weights_bytes=memory.weights,
+        kv_cache_bytes=memory.cache,
+        max_batch_size=memory.largest_batch,
+        activations_bytes=memory.activations,
+        logits_bytes=memory.logits,
+        buffers_bytes=memory.buffers,
+        allocator_bytes=memory.allocator,
+        reserved_bytes=memory.reserved,
+        static_memory_bytes=memory.weights + memory.cache + memory.buffers,
+        peak_memory_bytes=memory.total,
+        memory_capacity_bytes=capacity,
+        fits_in_memory=fits,
+        energy_j=joules,
+        energy_per_token_j=None if joules is None else joules / generated,
+        average_power_w=None if joules is None else joules / time,
+        num_devices=run.devices,
+        tensor_parallel=layout.tensor,
+        context_parallel=layout.context,
+        expert_parallel=layout.expert,
+        pipeline_parallel=layout.pipeline,
+        data_parallel=layout.data,
+        num_microbatches=run.mapping.groups,
+        micro_batch_size=run.mapping.group_sequences,
+        parameters=parameter_count(model),
+        active_parameters=active_parameter_count(model),
+        bound=max(times, key=lambda name: times[name]).removeprefix("time_").removesuffix("_s"),
+        **times,
     )
 
 
@@ -308,21 +510,60 @@ def _step_columns(
 
     ``ranks``: devices that work on each stage. ``model_flops`` and ``tokens`` per step.
     """
-    times = time_by_class(time, stages[bottleneck])
-    devices = len(stages) * ranks
-    per_stage = [part.compute + part.update + part.gradient + part.sent for part in stages]
     everything = Cost()
-    for cost in per_stage:
-        everything += cost
-    everything *= ranks
-    energies = [device_energy(hardware, cost, time) for cost in per_stage]
-    energy = None if None in energies else sum(value or 0.0 for value in energies) * ranks
+    for part in stages:
+        everything += part.compute + part.update + part.gradient + part.sent
     fullest = max((part.memory for part in stages), key=lambda memory: memory.total)
-    capacity = hardware.accelerator.memory[-1].size
-    fits = fullest.total <= capacity
+    columns = step_amounts(
+        hardware,
+        time,
+        everything,
+        stages[bottleneck],
+        fullest,
+        len(stages),
+        ranks,
+        model_flops,
+        tokens,
+    )
+    if math.isnan(columns["energy_j"]):
+        columns["energy_j"] = columns["average_power_w"] = None
+    fits = columns["fits_in_memory"]
+    bound = max(STEP_TIMES, key=columns.__getitem__)
     return {
         "status": "ok" if fits else "out_of_memory",
-        "reason": "" if fits else _memory_reason(fullest.total, capacity),
+        "reason": "" if fits else memory_reason(fullest.total, columns["memory_capacity_bytes"]),
+        "bound": bound_of(bound),
+        **columns,
+    }
+
+
+def bound_of(time_column: str) -> str:
+    """What ``Prediction.bound`` calls the class of time of a column."""
+    return time_column.removeprefix("time_").removesuffix("_s")
+
+
+def step_amounts(
+    hardware: Hardware,
+    time: float,
+    everything: Cost,
+    bottleneck: StageResult,
+    fullest: MemoryUse,
+    stages: int,
+    ranks: int,
+    model_flops: float,
+    tokens: int,
+) -> dict[str, Any]:
+    """The numbers of a training step, in columns; of a batch of points, arrays.
+
+    ``everything``: sum over one device of each of ``stages`` stages; ``ranks``: devices that work
+    on each. ``bottleneck``: the stage that works longest, ``fullest``: the one that needs most
+    memory. Energy is NaN where the hardware file lacks a figure.
+    """
+    devices = stages * ranks
+    capacity = hardware.accelerator.memory[-1].size
+    energy = _energy(hardware, everything, time * stages) * ranks
+    everything = everything * ranks
+    return {
         "time_s": time,
         "tokens_per_second": tokens / time,
         "tokens_per_second_per_device": tokens / time / devices,
@@ -347,16 +588,18 @@ def _step_columns(
         "static_memory_bytes": fullest.static,
         "peak_memory_bytes": fullest.total,
         "memory_capacity_bytes": capacity,
-        "fits_in_memory": fits,
+        "fits_in_memory": fullest.total <= capacity,
         "energy_j": energy,
-        "average_power_w": None if energy is None else energy / time,
-        "bound": max(times, key=lambda name: times[name]).removeprefix("time_").removesuffix("_s"),
-        **times,
+        "average_power_w": energy / time,
+        **time_by_class(time, bottleneck),
     }
 
 
 def time_by_class(time: float, stage: StageResult) -> dict[str, float]:
-    """Splits a step's ``time``, seen from one stage, into disjoint classes that add up to it."""
+    """Splits a step's ``time``, seen from one stage, into disjoint classes that add up to it.
+
+    The classes are those of ``STEP_TIMES``, in its order. Times may be arrays.
+    """
     compute, update = stage.compute, stage.update
     times = {
         "time_gemm_s": compute.gemm,
@@ -375,13 +618,30 @@ def time_by_class(time: float, stage: StageResult) -> dict[str, float]:
     rest = time - sum(times.values())
     waits = [name for name in times if name.endswith("_communication_s")]
     waiting = sum(times[name] for name in waits)
-    if rest < -1e-9 * time and waiting:
-        # A simulation of all ranks waits less than its parts on their own.
-        for name in waits:
-            times[name] *= max(0.0, waiting + rest) / waiting
+    # A simulation of all ranks waits less than its parts on their own.
+    less = (rest < -1e-9 * time) & (waiting > 0)
+    share = where(less, larger(0.0, waiting + rest) / where(less, waiting, 1.0), 1.0)
+    for name in waits:
+        times[name] = times[name] * share
     # Sums in another order differ in the last digit; that is no bubble.
-    times["time_pipeline_bubble_s"] = rest if rest > 1e-12 * time else 0.0
+    times["time_pipeline_bubble_s"] = where(rest > 1e-12 * time, rest, 0.0)
     return times
+
+
+# The classes of time of a training step; of several of the same length the first one bounds it.
+STEP_TIMES = (
+    "time_gemm_s",
+    "time_attention_s",
+    "time_elementwise_s",
+    "time_tensor_communication_s",
+    "time_context_communication_s",
+    "time_expert_communication_s",
+    "time_data_communication_s",
+    "time_offload_s",
+    "time_optimizer_s",
+    "time_launch_s",
+    "time_pipeline_bubble_s",
+)
 
 
 def device_energy(hardware: Hardware, cost: Cost, time: float) -> float | None:
@@ -390,6 +650,12 @@ def device_energy(hardware: Hardware, cost: Cost, time: float) -> float | None:
     None when the hardware file has no energy for something that is used. Cache and register
     traffic counts for matrix multiplications only.
     """
+    energy = _energy(hardware, cost, time)
+    return None if math.isnan(energy) else energy
+
+
+def _energy(hardware: Hardware, cost: Cost, time: float) -> float:
+    """``device_energy``, NaN for None; of a batch of points, an array."""
     accelerator = hardware.accelerator
     dram, l2 = accelerator.memory[3], accelerator.memory[2]
     energy = 0.0
@@ -400,11 +666,12 @@ def device_energy(hardware: Hardware, cost: Cost, time: float) -> float | None:
         (8 * cost.intra_node_bytes, accelerator.intra_node.energy_per_bit),
         (8 * cost.inter_node_bytes, accelerator.inter_node.energy_per_bit),
     ):
-        if amount and per_unit is None:
-            return None
-        energy += amount * (per_unit or 0.0)
+        if per_unit is None:
+            energy = energy + where(amount > 0, math.nan, 0.0)
+        else:
+            energy = energy + amount * per_unit
     return energy + time * sum(level.static_power for level in accelerator.memory)
 
 
-def _memory_reason(needed: float, capacity: float) -> str:
+def memory_reason(needed: float, capacity: float) -> str:
     return f"needs {needed / 2**30:.1f} GiB of device memory, {capacity / 2**30:.1f} GiB are there"

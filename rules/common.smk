@@ -4,6 +4,7 @@ import atexit
 import os
 import signal
 import sys
+import time
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +28,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 SECONDS_TO_STOP = 10
 
 
-def stop(number, frame):
+def interrupt(number, frame):
     """Stops as after Ctrl-C, and again if that has not ended the workflow after a while.
 
     An interrupt is lost when it falls into the clean-up of an object, whose exceptions Python
@@ -40,8 +41,9 @@ def stop(number, frame):
 onstart:
     # Snakemake's own answer to this signal waits for a lock that it may hold itself, and then
     # hangs for ever.
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGALRM, interrupt)
+    require_writable(workflow.dag.needrun_jobs())
 
 
 WORKERS = WorkerPool()
@@ -54,8 +56,8 @@ DEFAULT_SWEEPS = ["sweeps/gemm_shapes.yaml", "sweeps/llama2_70b_parallelism_h100
 
 
 wildcard_constraints:
-    sweep=r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*",
-    point=r"[A-Za-z0-9._+,=-]+",
+    sweep=r"[A-Za-z0-9_-][A-Za-z0-9._-]*",
+    point=r"[A-Za-z0-9._+=-]+",
     shard=r"\d+of\d+",
     plot=r"[A-Za-z0-9._+-]+",
     table=r"[A-Za-z0-9._+-]+",
@@ -71,6 +73,19 @@ def stop(problem):
     """
     print(f"Error: {problem}", file=sys.stderr)
     sys.exit(1)
+
+
+def require_writable(jobs):
+    """Stop before any job runs if there is a folder of results that nothing can be written to.
+
+    Snakemake would show where in its own code it failed to remove an older file.
+    """
+    folders = {Path(file).parent for job in jobs for file in [*job.output, *job.log]}
+    for folder in sorted(folders):
+        while not folder.exists():
+            folder = folder.parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            stop(f"{folder}: no permission to write results there, or it is read-only")
 
 
 def chosen_sweeps():
@@ -274,6 +289,17 @@ def described_data(wildcards):
     if "tables" in config:
         return f"the tables given to the workflow; `{SAMPLES}` has samples of them"
     return f"the samples in `{SAMPLES}`"
+
+
+def settle_times(files):
+    """Put times of results that lie in the future, after a clock was wrong, at the present.
+
+    Snakemake takes what is made from such a file for out of date, and fails.
+    """
+    now = time.time()
+    for file in files:
+        if os.stat(file).st_mtime > now:
+            os.utime(file, (now, now))
 
 
 def deepflow(arguments, log):

@@ -16,6 +16,7 @@ rule gather:
     params:
         digest=lambda wildcards: get_sweep(wildcards.sweep).digest,
     run:
+        settle_times(input)
         deepflow(
             ["sweep", "gather", SWEEP_FILES[wildcards.sweep]]
             + ["--results", f"results/{wildcards.sweep}", "--output", output[0]],
@@ -31,6 +32,7 @@ rule csv:
     log:
         "results/{sweep}/logs/csv.log",
     run:
+        settle_times(input)
         deepflow(
             ["sweep", "csv", SWEEP_FILES[wildcards.sweep]]
             + ["--summary", input[0], "--output", output[0]],

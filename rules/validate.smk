@@ -24,6 +24,9 @@ rule validate_table:
         plot=f"{VALIDATION}/{{table}}/parity.png",
     log:
         f"{VALIDATION}/{{table}}/rows.log",
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         digest=get_model_digest,
     run:
@@ -40,6 +43,9 @@ rule validate_without:
         f"{VALIDATION}/{{table}}/without/{{ablation}}.csv",
     log:
         f"{VALIDATION}/{{table}}/without/{{ablation}}.log",
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         digest=get_model_digest,
         settings=lambda wildcards, input: get_ablations(input[0])[wildcards.ablation],

@@ -14,11 +14,19 @@ from deepflow.config.loading import (
     split_overrides,
     with_overrides,
 )
-from deepflow.config.model import GemmModel, LlmModel, LstmModel, ModelConfig, VitModel
+from deepflow.config.model import (
+    CollectiveModel,
+    GemmModel,
+    LlmModel,
+    LstmModel,
+    ModelConfig,
+    VitModel,
+)
 from deepflow.config.schema import did_you_mean, flatten
 from deepflow.config.units import parse_quantity
 
 __all__ = [
+    "CollectiveModel",
     "DeepFlowWarning",
     "FrameworkConfig",
     "GemmModel",

@@ -7,6 +7,7 @@ derived from technology and budgets (see ``deepflow/hardware``) or switched off.
 
 from __future__ import annotations
 
+import re
 from itertools import permutations
 from typing import Any
 
@@ -21,6 +22,10 @@ LAYOUTS = ("none", "auto", *("-".join(order) for order in permutations(PARALLEL_
 
 # Bytes of an element of each data type that matrix units multiply. TF32 is kept as FP32.
 DTYPE_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "fp4": 0.5, "int8": 1}
+
+# Bytes of a weight in narrow types that are only stored, with their scales: 2 bytes for 128 weights
+# of int4 (AWQ, arXiv 2306.00978), 1 byte for 16 of fp4 (NVFP4).
+STORED_BYTES = {"fp8": 1, "int8": 1, "int4": 0.5 + 2 / 128, "fp4": 0.5 + 1 / 16}
 
 ATTENTION_LIBRARIES = ("flash_attention_2", "flash_attention_3", "tensorrt_llm", "trtllm_gen")
 
@@ -50,6 +55,18 @@ class SoftwareParameters:
         " with fp8; whatever makes an operand also converts it (default: dtype)",
         None,
         choices=tuple(DTYPE_BYTES),
+    )
+    dispatch_dtype: str | None = option(
+        "data type of activations on their way to experts, and of gradients on theirs (default:"
+        " that of other activations)",
+        None,
+        choices=tuple(DTYPE_BYTES),
+    )
+    communication_bundles: int = option(
+        "bundles of a device (SMs) that run training's communication and compute nothing",
+        0,
+        minimum=0,
+        maximum=2**16,
     )
     kernel_fusion: str = option(
         "element-wise steps: one kernel per operation (eager) or per step (fused)",
@@ -102,8 +119,9 @@ class SoftwareParameters:
         plausible=(0, 1e-1),
     )
     host_time_per_gathered_shard: float = option(
-        "with zero 1 and 2, time of the host to gather updated weights, for each tensor of weights"
-        " and rank of the data group, where lists of shards are gathered and not one buffer",
+        "time of the host to gather a tensor of weights, for each rank of the data group, where"
+        " lists of shards are gathered and not one buffer: updated weights with zero 1 and 2; with"
+        " zero 3 weights before each pass, which are copied out of a buffer besides",
         0.0,
         unit="s",
         minimum=0,
@@ -116,15 +134,84 @@ class SoftwareParameters:
         minimum=0,
         plausible=(0, 10),
     )
+    weight_dtype: str | None = option(
+        "inference: data type in which weights are stored, where only they have fewer bits; kernels"
+        " widen them (default: that of products)",
+        None,
+        choices=tuple(STORED_BYTES),
+    )
+    kv_cache_dtype: str | None = option(
+        "inference: data type of cached keys and values (default: that of activations)",
+        None,
+        choices=("fp32", "bf16", "fp16", "fp8", "int8"),
+    )
+    kv_block_tokens: int = option(
+        "inference: tokens of a block of the cache of keys and values", 16, minimum=1, maximum=2**20
+    )
+    all_reduce_kernel: str = option(
+        "inference: who adds up partial sums within a node: the communication library, or kernels"
+        " of the framework for short messages (a network simulator knows the library's only)",
+        "library",
+        choices=("library", "custom"),
+    )
+    decode_graph: bool = option(
+        "inference: steps of generation are replayed as one graph, which the host starts with one"
+        " call; without, and in prompts, it issues kernel by kernel",
+        True,
+    )
+    kernel_gap: float = option(
+        "inference: time between two kernels that the host issues one by one, beyond"
+        " kernel_launch_overhead, which is that within a graph",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-3),
+    )
+    host_time_per_decode_step: float = option(
+        "inference: time between two passes in which devices wait for the host: choosing tokens,"
+        " what to run next, its inputs",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1),
+    )
+    host_time_per_sequence: float = option(
+        "the same, for each sequence that is worked on",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 1e-1),
+    )
+    host_time_per_request: float = option(
+        "inference: time before a request's first pass and after it: network, tokens of the text,"
+        " waiting for its turn",
+        0.0,
+        unit="s",
+        minimum=0,
+        plausible=(0, 10),
+    )
+    max_batched_tokens: int = option(
+        "inference: tokens of prompts that a pass takes at most; longer prompts go in pieces",
+        8192,
+        minimum=1,
+        maximum=2**31,
+    )
+    chunked_prefill: bool = option(
+        "inference: tokens that are generated go along with passes over prompts, which others then"
+        " do not hold up",
+        False,
+    )
     attention_kernel: str = option(
         "fused keeps scores on the chip; unfused writes them to memory",
         "fused",
         choices=("fused", "unfused"),
     )
     attention_library: str = option(
-        "whose fused attention kernels run; their rate is in tech_param.core.attention_rates",
+        "whose fused attention kernels run; their rate is in tech_param.core.attention_rates."
+        " flash_attention is the newest version that has a rate there, and tensorrt_llm is"
+        " trtllm_gen where only that has one",
         "flash_attention_2",
-        choices=ATTENTION_LIBRARIES,
+        choices=(*ATTENTION_LIBRARIES, "flash_attention"),
     )
     reserved_memory: float = option(
         "device memory taken by driver context, communication library and allocator",
@@ -158,6 +245,24 @@ class SoftwareParameters:
     def operand_bytes(self) -> float:
         """Size of an element that matrix units multiply."""
         return self.precision if self.matrix_dtype is None else DTYPE_BYTES[self.matrix_dtype]
+
+    @property
+    def dispatched_bytes(self) -> float:
+        """Size of an element of an activation that travels to experts."""
+        return self.precision if self.dispatch_dtype is None else DTYPE_BYTES[self.dispatch_dtype]
+
+    @property
+    def weight_bytes(self) -> float:
+        """Size of a weight in memory, in inference."""
+        if self.weight_dtype is not None:
+            return STORED_BYTES[self.weight_dtype]
+        return self.operand_bytes
+
+    @property
+    def cached_bytes(self) -> float:
+        """Size of an element of cached keys and values."""
+        dtype = self.kv_cache_dtype
+        return self.precision if dtype is None else DTYPE_BYTES[dtype]
 
     def check_time(self, ranks: int, ranks_in_node: int) -> float:
         """Time of the host to check a call with all ``ranks`` of a group."""
@@ -233,7 +338,9 @@ class CoreTechnology:
         PrecisionRates(),
     )
     precision_utils: PrecisionUtils = option(
-        "achieved fractions of the peak by data type, in the place of util", PrecisionUtils()
+        "achieved fractions of the peak by data type, in the place of util, of types that meet the"
+        " power limit: sustained_frequency lowers them no further",
+        PrecisionUtils(),
     )
     operating_area_per_mcu: float | None = option(
         "area of one unit as built", None, unit="mm2", above=0, plausible=(1e-6, 1e5)
@@ -340,9 +447,19 @@ class CoreTechnology:
         own = 1.0 if in_use is None else rates[in_use]
         return rates[dtype] * self.util_of(dtype) / (own * self.util_of(in_use))
 
+    def kernels_of(self, library: str) -> str:
+        """The library's attention kernels for this device, where it has several sorts."""
+        rates = self.attention_rates
+        if library == "flash_attention":
+            return "flash_attention_2" if rates.flash_attention_3 is None else "flash_attention_3"
+        if library == "tensorrt_llm" and rates.tensorrt_llm is None and rates.trtllm_gen:
+            return "trtllm_gen"
+        return library
+
     def attention_fraction(self, library: str) -> float:
         """Achieved fraction of the peak in the products of a library's attention kernels."""
-        for fraction in (getattr(self.attention_rates, library), self.attention_util):
+        own = getattr(self.attention_rates, self.kernels_of(library))
+        for fraction in (own, self.attention_util):
             if fraction is not None:
                 return float(fraction)
         return self.util
@@ -594,11 +711,69 @@ class SystemHierarchy:
 
 
 @record(frozen=True)
+class LinkFaults:
+    """Links that are slower than others or gone, in both directions."""
+
+    intra_node_links: str = option(
+        "faulty links within nodes, with commas in between: 0-1 joins two devices, 9-switch a"
+        " device and its switch or leaf, leaf0-spine1 switches of a fat_tree in the first node;"
+        " devices are counted over all nodes",
+        "",
+    )
+    inter_node_links: str = option(
+        "faulty links between nodes, likewise; switches are those of the nodes' first devices", ""
+    )
+    bandwidth_factor: float = option(
+        "what is left of their bandwidth; 0: they have failed and messages take another way",
+        0.0,
+        minimum=0,
+        maximum=1,
+    )
+    extra_latency: float = option(
+        "latency that they have on top", 0.0, unit="s", minimum=0, plausible=(0, 1e-1)
+    )
+
+    def links(self) -> tuple[tuple[bool, str, str], ...]:
+        """(whether it is between nodes, one end, the other end) of each link.
+
+        Raises ValueError with the text that is no link.
+        """
+        found = []
+        for between, text in ((False, self.intra_node_links), (True, self.inter_node_links)):
+            for link in filter(None, (part.strip() for part in text.split(","))):
+                match = re.fullmatch(r"(\d+)-(\d+|switch)|(leaf\d+)-(spine\d+)", link)
+                if match is None:
+                    raise ValueError(link)
+                first, second = filter(None, match.groups())
+                found.append((between, first, second))
+        return tuple(found)
+
+
+@record(frozen=True)
 class NetworkTopology:
     inter_node: str = option(
-        "topology between nodes (switch or fully_connected: collectives may use trees)", "ring"
+        "topology between nodes (switch, fully_connected or fat_tree: collectives may use trees)",
+        "ring",
     )
     intra_node: str = option("topology within a node, likewise", "ring")
+    inter_node_width: int = option(
+        "nodes in a row of a mesh_2d or torus_2d, or on a leaf switch of a fat_tree"
+        " (0: nearest to square)",
+        0,
+        minimum=0,
+        maximum=2**24,
+    )
+    intra_node_width: int = option("devices, likewise, within a node", 0, minimum=0, maximum=2**24)
+    inter_node_oversubscription: float = option(
+        "links into a leaf switch of a fat_tree between nodes, relative to those out of it",
+        1.0,
+        minimum=1,
+        maximum=2**16,
+    )
+    intra_node_oversubscription: float = option(
+        "likewise, within a node", 1.0, minimum=1, maximum=2**16
+    )
+    faults: LinkFaults = option("links that are degraded or have failed", LinkFaults())
 
 
 @record(frozen=True)
@@ -625,6 +800,13 @@ class Parallelism:
         "tensor parallel degree (default: kp1 * kp2)", None, minimum=1, maximum=2**24
     )
     pipeline: int = option("pipeline stages", 1, minimum=1, maximum=2**24, aliases=("lp",))
+    prompt_replicas: int = option(
+        "inference: so many of the data parallel replicas process prompts only and hand keys and"
+        " values over to the others, which only generate (0: every replica does both)",
+        0,
+        minimum=0,
+        maximum=2**24,
+    )
     data: int | str = option(
         "data parallel degree; auto takes the devices that are left",
         "auto",
@@ -698,6 +880,31 @@ class Parallelism:
     overlap_parameter_gather: bool = option(
         "with zero 3, gather the weights of the next layer while one is computed", True
     )
+    expert_dispatch: str = option(
+        "what travels to and from experts: a row per expert that a token is sent to (per_expert),"
+        " or one per node, which is handed on over links within it, once per device (per_node); the"
+        " latter with the analytical backend and direct exchange",
+        "per_expert",
+        choices=("per_expert", "per_node"),
+    )
+    zero_3_unit: str = option(
+        "with zero 3, what is gathered and reduced in one call: a layer, or each of its matrices",
+        "layer",
+        choices=("layer", "matrix"),
+    )
+    zero_3_reduction: str = option(
+        "with zero 3, gradients are reduced to their owners (reduce_scatter), or all of them to all"
+        " devices, which keep their shard (all_reduce)",
+        "reduce_scatter",
+        choices=("reduce_scatter", "all_reduce"),
+    )
+    release_distance: int | None = option(
+        "with zero 3 and layers that are recomputed: weights are released, and gathered again for"
+        " the backward pass, if so many parameters are used in between (default: never)",
+        None,
+        minimum=0,
+        maximum=10**15,
+    )
     overlap_expert_communication: bool = option(
         "tokens travel to and from experts while another microbatch is computed", False
     )
@@ -741,9 +948,9 @@ class Parallelism:
         "reduce gradients while the last backward pass still runs", True
     )
     gradient_bucket: float | None = option(
-        "without zero, size of the buckets in which gradients of the working precision are kept and"
-        " reduced, beside those that are accumulated in gradient_bytes (default: none kept, a"
-        " layer's are reduced at once)",
+        "with zero 0 and 1, size of the buckets in which gradients of the working precision are"
+        " kept (and with 0 reduced), beside those that are accumulated in gradient_bytes (default:"
+        " none kept, a layer's are reduced at once)",
         None,
         unit="bytes",
         above=0,

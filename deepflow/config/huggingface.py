@@ -19,6 +19,7 @@ from deepflow.config.model import MODEL_MODES
 from deepflow.config.schema import build, did_you_mean
 from deepflow.config.units import shown
 from deepflow.errors import ConfigError
+from deepflow.files import read_limited
 from deepflow.record import record
 
 _ACTIVATIONS = {
@@ -561,10 +562,9 @@ def _deepseek(source: _Source, parameters: Mapping[str, Any]) -> dict[str, Any]:
     if source.get("q_lora_rank") is not None:
         found["query_latent_dim"] = source.count("q_lora_rank")
     groups = source.count("n_group", 1)
-    if source.count("topk_group", groups) < groups:
-        source.notes.append(
-            "a token may go to experts of all groups; the limit of topk_group is not counted"
-        )
+    chosen = source.count("topk_group", groups)
+    if chosen < groups:
+        found |= {"expert_groups": groups, "expert_groups_per_token": chosen}
     if source.count("num_nextn_predict_layers", 0, minimum=0):
         source.notes.append("the modules for multi-token prediction are not counted")
     return {key: value for key, value in found.items() if value != _UNLESS_SAID.get(key)}
@@ -609,7 +609,7 @@ def _check_number_format(source: _Source) -> None:
 def _read_json(path: str | Path) -> Mapping[str, Any]:
     file = str(path)
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = json.loads(read_limited(path))
     except FileNotFoundError:
         raise ConfigError("no such file", file=file) from None
     except OSError as error:

@@ -20,6 +20,7 @@ from deepflow.config.hardware import (
 )
 from deepflow.config.model import (
     MODEL_MODES,
+    CollectiveModel,
     GemmModel,
     LlmModel,
     LstmModel,
@@ -38,6 +39,7 @@ from deepflow.config.schema import (
 )
 from deepflow.config.units import shown
 from deepflow.errors import ConfigError
+from deepflow.files import read_limited
 
 AnyConfig = TypeVar("AnyConfig", bound=HardwareConfig | ModelConfig)
 
@@ -84,7 +86,7 @@ def read_yaml(path: str | Path) -> Any:
     key given twice, or a tag other than those of plain data.
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_limited(path)
     except FileNotFoundError:
         raise ConfigError("no such file", file=str(path)) from None
     except OSError as error:
@@ -99,6 +101,7 @@ def parse_yaml_value(text: str, *, file: str = "", key: str = "") -> Any:
 
 def _parse_yaml(content: bytes, file: str, key: str = "") -> Any:
     try:
+        _refuse_deep_nesting(content)
         loader = _Yaml12Loader(content)
         try:
             node = loader.get_single_node()
@@ -114,6 +117,24 @@ def _parse_yaml(content: bytes, file: str, key: str = "") -> Any:
         raise ConfigError(f"not valid YAML: {error}", file=file, key=key) from None
     except RecursionError:
         raise ConfigError("not valid YAML: nested too deeply", file=file, key=key) from None
+
+
+_MOST_LEVELS = 1000
+
+
+def _refuse_deep_nesting(content: bytes) -> None:
+    """Raises RecursionError for nesting by which PyYAML's parser in C would crash Python."""
+    # What could open a level; every other file is told apart by a glance.
+    if sum(map(content.count, (b"[", b"{", b"-", b"?", b":"))) < _MOST_LEVELS * 5:
+        return
+    depth = 0
+    for event in yaml.parse(content, Loader=_Yaml12Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MOST_LEVELS:
+                raise RecursionError
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _plain_data(node: Any, done: dict[int, Any]) -> Any:
@@ -153,10 +174,17 @@ def _plain_data(node: Any, done: dict[int, Any]) -> Any:
     return data
 
 
+def _integer(text: str) -> int:
+    number = int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+    # Messages could not show it; decimal text of that length is refused by int itself.
+    str(number)
+    return number
+
+
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,
     "bool": lambda text: text.lower() == "true",
-    "int": lambda text: int(text, 0) if text[:2] in ("0x", "0o") else int(text),
+    "int": _integer,
     "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
     "str": str,
 }
@@ -363,6 +391,7 @@ def _suggested_root(path: str) -> str:
         ("model", LstmModel),
         ("model", GemmModel),
         ("model", VitModel),
+        ("model", CollectiveModel),
     ):
         try:
             resolve_path(section, path)
@@ -536,6 +565,16 @@ def check_hardware(config: HardwareConfig) -> None:
             value=area.device_area_budget,
             allowed=f"at least proc_chip_area_budget = {area.proc_chip_area_budget:g} mm2",
         )
+    try:
+        config.network_topology.faults.links()
+    except ValueError as error:
+        raise ConfigError(
+            "is no link",
+            file=config.file,
+            key="network_topology.faults",
+            value=str(error),
+            allowed="pairs such as 0-1, 9-switch or leaf0-spine1, with commas in between",
+        ) from None
     levels = config.memory_hierarchy
     memories = [levels.l0.type, levels.l1.type, levels.l2.type, levels.l3.type]
     if memories[3] != "DRAM" or len(set(memories)) != len(memories):
@@ -578,6 +617,13 @@ def _contradiction(model: LlmModel) -> tuple[str, str] | None:
     else:
         if model.experts_per_token > model.num_experts:
             return "experts_per_token", f"is more than num_experts = {model.num_experts}"
+        if model.num_experts % model.expert_groups:
+            return "expert_groups", f"must divide num_experts = {model.num_experts}"
+        if model.groups_per_token > model.expert_groups:
+            return "expert_groups_per_token", f"is more than expert_groups = {model.expert_groups}"
+        reachable = model.num_experts // model.expert_groups * model.groups_per_token
+        if model.experts_per_token > reachable:
+            return "experts_per_token", f"is more than the {reachable} experts of the chosen groups"
         if model.num_dense_layers > model.num_layers:
             return "num_dense_layers", f"is more than num_layers = {model.num_layers}"
         if model.expert_capacity_factor is not None and model.expert_imbalance != 1:
@@ -608,6 +654,8 @@ _EXPERT_KEYS = (
     "num_shared_experts",
     "num_dense_layers",
     "expert_layer_period",
+    "expert_groups",
+    "expert_groups_per_token",
     "expert_imbalance",
     "expert_capacity_factor",
 )

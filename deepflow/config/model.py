@@ -121,6 +121,18 @@ class LlmModel:
     expert_layer_period: int = option(
         "from then on, every how many layers one has experts", 1, minimum=1, maximum=100_000
     )
+    expert_groups: int = option(
+        "groups of neighbouring experts of which the router chooses some first",
+        1,
+        minimum=1,
+        maximum=2**16,
+    )
+    expert_groups_per_token: int | None = option(
+        "groups whose experts a token may be sent to (default: all)",
+        None,
+        minimum=1,
+        maximum=2**16,
+    )
     expert_imbalance: float = option(
         "rows on the device with the most rows, relative to an even spread of tokens",
         1.0,
@@ -170,6 +182,70 @@ class LlmModel:
         minimum=1,
         maximum=2**24,
     )
+    run_type: str = option(
+        "training: steps of an optimizer; inference: answers to prompts, of which"
+        " global_batch_size are worked on at the same time",
+        "training",
+        choices=("training", "inference"),
+    )
+    prompt_len: int | None = option(
+        "inference: tokens of a prompt (default: seq_len)", None, minimum=1, maximum=2**31
+    )
+    output_len: int = option(
+        "inference: tokens that answer a prompt", 128, minimum=1, maximum=2**31
+    )
+    cached_prompt: float = option(
+        "inference: part of a prompt whose keys and values are there already, of earlier prompts"
+        " that began alike (prefix caching)",
+        0.0,
+        minimum=0,
+        maximum=1,
+    )
+    requests_per_client: int | None = option(
+        "inference: global_batch_size clients begin at the same time, and each sends so many"
+        " requests, the next when the last is answered (null: without end)",
+        1,
+        minimum=1,
+        maximum=2**31,
+    )
+    request_rate: float | None = option(
+        "inference: requests that arrive per second, at random and over all replicas;"
+        " global_batch_size is then the most at once, and there are as many as it takes (default:"
+        " clients send the next request when the last is answered)",
+        None,
+        above=0,
+        maximum=1e9,
+    )
+    first_token_target: float | None = option(
+        "inference: time to the first token that is to be met; with a target, global_batch_size is"
+        " the most requests at once, and there are as many of them as meet the targets and fit",
+        None,
+        unit="s",
+        above=0,
+        maximum=1e6,
+    )
+    output_token_target: float | None = option(
+        "the same for the time per output token", None, unit="s", above=0, maximum=1e6
+    )
+    draft_len: int = option(
+        "inference: tokens that a draft proposes for each pass of the model, which takes over"
+        " those that it agrees with (speculative decoding; 0: no draft)",
+        0,
+        minimum=0,
+        maximum=64,
+    )
+    draft_acceptance: float = option(
+        "probability that the model agrees with a proposed token",
+        0.7,
+        minimum=0,
+        maximum=1,
+    )
+    draft_layers: int = option(
+        "layers of the draft, of the same shape as the model's, with a head of its own",
+        1,
+        minimum=1,
+        maximum=100_000,
+    )
     n_tokens: float | None = option(
         "tokens of the whole training run, for the time to train", None, minimum=0
     )
@@ -201,6 +277,16 @@ class LlmModel:
     @property
     def value_width(self) -> int:
         return self.value_head_dim if self.value_head_dim is not None else self.head_width
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a prompt, in inference."""
+        return self.seq_len if self.prompt_len is None else self.prompt_len
+
+    @property
+    def groups_per_token(self) -> int:
+        """Groups of experts that a token may be sent to."""
+        return self.expert_groups_per_token or self.expert_groups
 
     @property
     def expert_width(self) -> int:
@@ -281,11 +367,37 @@ class VitModel:
         )
 
 
-ModelConfig = GemmModel | LstmModel | LlmModel | VitModel
+@record(frozen=True)
+class CollectiveModel:
+    """One collective, or one transfer, over all devices of the machine and nothing else."""
 
-MODEL_MODES: dict[str, type[GemmModel] | type[LstmModel] | type[LlmModel] | type[VitModel]] = {
+    kind: str = option(
+        "what is done; send is one message to another device, of another node if there are several",
+        choices=("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"),
+    )
+    message_size: float = option(
+        "the full buffer of a device: what all_reduce reduces, what all_gather ends up with, what"
+        " reduce_scatter starts from, what one device hands out in all_to_all; of send the message",
+        unit="bytes",
+        minimum=1,
+        maximum=2**50,
+    )
+    repeats: int = option(
+        "so many of them, one after the other", 1, minimum=1, maximum=1_000_000_000
+    )
+    mode: str = option("kind of model", "collective", choices=("collective",))
+    name: str = option("name shown in results (default: the file's name)", "")
+
+
+ModelConfig = GemmModel | LstmModel | LlmModel | VitModel | CollectiveModel
+
+MODEL_MODES: dict[
+    str,
+    type[GemmModel] | type[LstmModel] | type[LlmModel] | type[VitModel] | type[CollectiveModel],
+] = {
     "GEMM": GemmModel,
     "LSTM": LstmModel,
     "LLM": LlmModel,
     "VIT": VitModel,
+    "collective": CollectiveModel,
 }

@@ -166,7 +166,7 @@ def attention_limits(
     """
     config, core = hardware.config, hardware.accelerator.core
     technology, software = config.tech_param.core, config.sw_param
-    library = library or software.attention_library
+    library = technology.kernels_of(library or software.attention_library)
     relative = 1.0
     if dtype is not None:
         rates = technology.precision_rates.supported
@@ -221,7 +221,8 @@ def attention_cost(
     # Forward: queries, outputs, keys and values; backward: queries, gradients of outputs, keys and
     # values, and the gradients of these two.
     forward = operator.passes == FORWARD_PASSES
-    moved = width * (queries * element_bytes + keys * key_bytes * (1 if forward else 2))
+    of_keys = operator.head_dim if operator.latent else width
+    moved = width * queries * element_bytes + of_keys * keys * key_bytes * (1 if forward else 2)
     apart = 0.0
     if not forward:
         # Before it, a kernel multiplies outputs by their gradients; behind it, one converts the
@@ -236,7 +237,7 @@ def attention_cost(
         # Where the kernel of prompts is the faster one, it is taken.
         ways = [
             (compute, memory),
-            _generation(operator, limits, transfer, keys * width, key_bytes),
+            _generation(operator, limits, transfer, keys * of_keys, key_bytes),
         ]
         compute, memory = min(ways, key=max)
     bound = "compute" if compute >= memory else limits.memory
@@ -326,7 +327,7 @@ def _generation(
     streams, group = operator.kv_heads, operator.heads / operator.kv_heads
     waiting, residents = library.latency, 1.0
     largest = library.largest_group
-    if largest is not None and (group <= 1 or group > largest):
+    if largest is not None and not operator.latent and (group <= 1 or group > largest):
         # Every head reads the keys for itself.
         streams, residents = operator.heads, library.single_residents
         once = key_elements * key_bytes / limits.bandwidth

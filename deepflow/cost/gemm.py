@@ -31,7 +31,8 @@ The search is exhaustive, but most of it is done on paper. No traffic grows with
 so only tiles that cannot grow within their level matter. With k innermost, k1 changes nothing,
 and L1 and L2 bytes are both least where A gn1 + B gm1 is. With m (n) innermost, m2 (n2) only
 has to hold the L1 tile. What is left are tables of two or three tile sizes, one of each for
-every shape that is searched at the same time: ``gemm_costs`` takes many as fast as a few.
+every shape that is searched at the same time: ``gemm_costs`` takes several as fast as one, and
+leaves larger numbers to ``gemm_search.py``, which does not look at most entries.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,7 @@ Indices = npt.NDArray[np.intp]
 Count = TypeVar("Count", float, Floats)
 Tile = tuple[int, int, int]
 Sides = tuple[int, int, int]  # m, k, n
+Kernel = tuple[float, float]  # seconds of arithmetic and of adding up, as in LibraryKernels
 Shape = tuple[int, int, int, int]  # m, k, n, products in one kernel
 
 # Blocks of C that GPU libraries offer (rows, columns) and the part of the largest block's rate
@@ -78,8 +80,11 @@ PARTIAL_SUM_BYTES = 4
 # Shapes remembered over all devices of a process: about 50 MB when full.
 REMEMBERED_SHAPES = 2**15
 
-# Shapes searched at the same time, so that their tables stay in the cache of a core.
-SEARCHED_TOGETHER = 32
+# Up to so many shapes, judging every tiling takes less time than finding out which to leave out.
+SEARCHED_TOGETHER = 16
+
+# The innermost loops over L2 tiles, in the order in which equal ones are preferred.
+ORDERS = ("k", "m", "n")
 
 
 class ElementBytes(NamedTuple):
@@ -157,10 +162,14 @@ def gemm_costs(
     keys = [(limits, sizes, shape if len(shape) == 4 else (*shape, 1)) for shape in shapes]
     found = {key: cost for key in keys if (cost := _remembered.get(key)) is not None}
     new = [key for key in dict.fromkeys(keys) if key not in found]
-    for first in range(0, len(new), SEARCHED_TOGETHER):
-        searched = new[first : first + SEARCHED_TOGETHER]
-        costs = _search(limits, sizes, [shape for _, _, shape in searched])
-        found.update(zip(searched, costs, strict=True))
+    if len(new) > SEARCHED_TOGETHER:
+        from deepflow.cost.gemm_search import search_on_one_device
+
+        costs = search_on_one_device(limits, sizes, [shape for _, _, shape in new])
+        found.update(zip(new, costs, strict=True))
+    elif new:
+        costs = _search(limits, sizes, [shape for _, _, shape in new])
+        found.update(zip(new, costs, strict=True))
     if new:
         # To forget all at once is simple, and a full memory rare.
         if len(_remembered) + len(new) > REMEMBERED_SHAPES:
@@ -180,12 +189,14 @@ def _searched_for(
     return limits, ElementBytes(precision, precision, precision)
 
 
-def gemm_flops(m: int, k: int, n: int) -> float:
+def gemm_flops(m: Count, k: Count, n: Count) -> Count:
     """FLOP of C[m, n] = A[m, k] B[k, n]: k multiplications and k-1 additions per element."""
-    return float(m * n * (2 * k - 1))
+    return 1.0 * (m * n * (2 * k - 1))
 
 
-def register_bytes(limits: RooflineLimits, m: int, k: int, n: int, precision: float) -> float:
+def register_bytes(
+    limits: RooflineLimits, m: Count, k: Count, n: Count, precision: float | Floats
+) -> Count:
     """Bytes between registers and matrix units of shape d1 x d2 by d2 x d1.
 
     A step loads 2 d1 d2 operands and moves d1^2 results for d1^2 (2 d2 - 1) FLOP. What the
@@ -194,27 +205,54 @@ def register_bytes(limits: RooflineLimits, m: int, k: int, n: int, precision: fl
     longest of the three.
     """
     d1, d2 = limits.matrix_rows, limits.matrix_depth
-    steps = {"none": 1, "wst": -(-m // d1), "ast": -(-n // d1), "ost": -(-k // d2)}
-    reuse = max(steps.values()) if limits.dataflow == "best" else steps[limits.dataflow]
+    steps: dict[str, Any] = {"none": 1, "wst": -(-m // d1), "ast": -(-n // d1), "ost": -(-k // d2)}
+    reuse: Any = steps.get(limits.dataflow)
+    if reuse is None:
+        reuse = max(steps.values()) if isinstance(m, int) else reduce(np.maximum, steps.values())
     per_flop = 2 * d2 / (d1 * (2 * d2 - 1)) + 1 / (reuse * (2 * d2 - 1))
-    return precision * gemm_flops(m, k, n) * per_flop
+    moved: Count = precision * gemm_flops(m, k, n) * per_flop
+    return moved
 
 
-def l1_bytes(a: float, b: float, c: float, m1: Count, n1: Count, k2: Count) -> Count:
+def l1_bytes(a: Any, b: Any, c: Any, m1: Count, n1: Count, k2: Count) -> Count:
     """L1 traffic with m1, n1 L1 tiles along m and n, and k2 L2 tiles along k."""
-    return a * n1 + b * m1 + c * k2
+    moved: Count = a * n1 + b * m1 + c * k2
+    return moved
 
 
-class LibraryKernel(NamedTuple):
-    """A kernel that a GPU library has for a product, as far as its speed goes; seconds."""
+class LibraryKernels(NamedTuple):
+    """Kernels that a GPU library has for products, as far as their speed goes; seconds.
 
-    arithmetic: float  # with the part of writing C that it does not hide
-    adding_up: float  # of partial sums, after all else
+    One for each of ``INNER_PARTS`` along the first axis.
+    """
+
+    arithmetic: Floats  # with the part of writing C that it does not hide
+    adding_up: Floats  # of partial sums, after all else
+
+
+class _WaveLimits(Protocol):
+    """What ``library_kernels`` reads of ``RooflineLimits``, or of an array of them."""
+
+    @property
+    def usable_flops(self) -> Any: ...
+    @property
+    def num_bundles(self) -> Any: ...
+    @property
+    def exposed_epilogue(self) -> Any: ...
+    @property
+    def split_latency(self) -> Any: ...
+    @property
+    def bandwidths(self) -> Any: ...
 
 
 def library_kernels(
-    limits: RooflineLimits, m: int, k: int, n: int, written_bytes: float, batch: int = 1
-) -> tuple[LibraryKernel, ...]:
+    limits: _WaveLimits,
+    m: float | Floats,
+    k: float | Floats,
+    n: float | Floats,
+    written_bytes: float | Floats,
+    batch: float | Floats = 1,
+) -> LibraryKernels:
     """The kernels from which a GPU library picks the fastest, for ``kernel_seconds``.
 
     C is cut into blocks, one to a bundle at a time, and the last wave takes as long as a full
@@ -222,47 +260,43 @@ def library_kernels(
     ``exposed_epilogue`` of writing C, ``written_bytes`` in all, follows. Several bundles may share
     a block's inner dimension: then they wait for each other (``split_latency``) and add up
     partial sums (32-bit) through the last-level cache. Blocks of all products of a batch fill
-    waves together.
+    waves together. Shapes may be arrays, with numbers or arrays for ``limits``.
     """
-    written = written_bytes / limits.bandwidths[3] * limits.exposed_epilogue
-    bundles = limits.num_bundles
-    step_rate = limits.usable_flops / bundles / (2 * BLOCK_DEPTH)
-    partial_sums = 2 * PARTIAL_SUM_BYTES * batch * m * n / limits.bandwidths[2]
-    ideal = 2.0 * batch * m * k * n / limits.usable_flops
-    cuts = [
-        (batch * -(-m // rows) * -(-n // columns), rows * columns / achieved)
-        for rows, columns, achieved in BLOCKS
-    ]
-    kernels: list[LibraryKernel] = []
-    shortest, added = math.inf, 0.0
-    for parts in INNER_PARTS:
-        adding_up = limits.split_latency + partial_sums * parts if parts > 1 else 0.0
-        if adding_up - added >= shortest - ideal:
-            break  # More parts cannot save what they take.
-        depth = -(-k // (parts * BLOCK_DEPTH))
-        elements = min([-(-blocks * parts // bundles) * size for blocks, size in cuts])
-        arithmetic = depth * elements / step_rate
-        if arithmetic < shortest:
-            shortest, added = arithmetic, adding_up
-            kernels.append(LibraryKernel(arithmetic + written, adding_up))
-    return tuple(kernels)
+    ones = (1,) * np.ndim(m)
+    parts, rows, columns, work = (
+        sizes.reshape(-1, *ones) for sizes in (_PARTS, _BLOCK_ROWS, _BLOCK_COLUMNS, _BLOCK_WORK)
+    )
+    _, _, l2, l3 = limits.bandwidths
+    blocks = batch * np.ceil(m / rows) * np.ceil(n / columns)
+    waves = np.ceil(blocks[:, None] * parts / limits.num_bundles)
+    elements = (waves * work[:, None]).min(axis=0)
+    depth = np.ceil(k / (parts * BLOCK_DEPTH))
+    step_rate = limits.usable_flops / limits.num_bundles / (2 * BLOCK_DEPTH)
+    arithmetic = depth * elements / step_rate + written_bytes / l3 * limits.exposed_epilogue
+    partial_sums = 2 * PARTIAL_SUM_BYTES * batch * m * n / l2
+    adding_up = np.where(parts > 1, limits.split_latency + partial_sums * parts, 0.0)
+    return LibraryKernels(arithmetic, adding_up)
 
 
-def kernel_seconds(kernels: Iterable[LibraryKernel], dram_seconds: Count) -> Count:
-    """Time of the fastest of ``kernels`` when DRAM needs ``dram_seconds`` (a number or a table).
+_BLOCK_ROWS, _BLOCK_COLUMNS, _achieved = np.array(BLOCKS).T
+_BLOCK_WORK = _BLOCK_ROWS * _BLOCK_COLUMNS / _achieved
+_PARTS = np.array(INNER_PARTS, np.float64)
+
+
+def kernel_seconds(kernels: LibraryKernels, dram_seconds: float | Floats) -> Any:
+    """Time of the fastest of ``kernels`` when DRAM needs ``dram_seconds`` (numbers or tables).
 
     Arithmetic and DRAM overlap, but not to the end: their time is the 3-norm of both, which is
     the longer of them where they are far apart, and 26 % more where they are equal. The exponent
     is that of the least error over measured 16-bit products on two GPUs.
     """
-    fastest: Count = reduce(np.minimum, [_one_kernel(item, dram_seconds) for item in kernels])
-    return fastest
+    return _seconds_of_each(kernels, dram_seconds).min(axis=0)
 
 
-def _one_kernel(kernel: LibraryKernel, dram_seconds: Count) -> Count:
-    busy, adding_up = kernel
-    seconds: Count = np.cbrt(busy * busy * busy + dram_seconds * dram_seconds * dram_seconds)
-    return seconds + adding_up
+def _seconds_of_each(kernels: LibraryKernels, dram: float | Floats) -> Floats:
+    busy, adding_up = kernels
+    seconds: Floats = np.cbrt(busy * busy * busy + dram * dram * dram) + adding_up
+    return seconds
 
 
 def l2_bytes(order: str, a: Count, b: Count, c: Count, m1: Count, k1: Count, n1: Count) -> Count:
@@ -313,7 +347,7 @@ class _Product(NamedTuple):
     compute_time: float  # s, with all else infinitely fast
     floor_time: float  # s, of what no tiling changes: registers, and compute without waves
     least_time: float  # s, with every matrix moved to or from DRAM once
-    kernels: tuple[LibraryKernel, ...]  # none without waves
+    kernels: tuple[Kernel, ...]  # those worth having; none without waves
 
 
 class _Problems(NamedTuple):
@@ -340,7 +374,7 @@ class _Problems(NamedTuple):
     kernels: Floats
 
 
-class _Capacity(NamedTuple):
+class Capacity(NamedTuple):
     """Elements per tile of L1 and L2."""
 
     l1: int
@@ -371,8 +405,11 @@ _TRANSPOSED = [2, 1, 0, 4, 3]
 
 
 def _search(limits: RooflineLimits, sizes: ElementBytes, shapes: Sequence[Shape]) -> list[GemmCost]:
-    capacity = _capacity(limits, sizes)
-    products = [_product(limits, sizes, shape) for shape in shapes]
+    capacity = capacity_in_elements(limits, sizes)
+    offered: Sequence[tuple[float, tuple[Kernel, ...], float]] = [(0.0, (), 0.0)] * len(shapes)
+    if limits.whole_waves:
+        offered = _worth_having(limits, sizes, shapes)
+    products = [_product(limits, sizes, *each) for each in zip(shapes, offered, strict=True)]
     rows = _rows(limits, products)
     sides = [shape[:3] for shape in shapes]
     choices = _outputs_stay(limits, capacity, _problems(rows), sides)
@@ -398,7 +435,12 @@ def _search(limits: RooflineLimits, sizes: ElementBytes, shapes: Sequence[Shape]
     return [_cost(limits, *each) for each in zip(products, choices, strict=True)]
 
 
-def _capacity(limits: RooflineLimits, sizes: ElementBytes) -> _Capacity:
+def capacity_in_elements(limits: RooflineLimits, sizes: ElementBytes) -> Capacity:
+    """Elements per tile of L1 and L2.
+
+    Raises:
+        InfeasiblePoint: one of them cannot hold one element of each matrix.
+    """
     elements = []
     for size, name in (
         (limits.l1_bytes_per_tile, limits.level_names[1]),
@@ -410,25 +452,26 @@ def _capacity(limits: RooflineLimits, sizes: ElementBytes) -> _Capacity:
                 f"memory level {name} has {size:g} bytes per tile, too few for one element"
                 f" ({sizes.a} bytes) of each matrix"
             )
-    return _Capacity(*elements)
+    return Capacity(*elements)
 
 
-def _product(limits: RooflineLimits, sizes: ElementBytes, shape: Shape) -> _Product:
+def _product(
+    limits: RooflineLimits,
+    sizes: ElementBytes,
+    shape: Shape,
+    offered: tuple[float, tuple[Kernel, ...], float],
+) -> _Product:
     m, k, n, batch = shape
     a, b, c = float(sizes.a * m * k), float(sizes.b * k * n), float(sizes.c * m * n)
     l0, l1, l2, l3 = limits.bandwidths
-    registers = register_bytes(limits, m, k, n, sizes.a)
+    registers = float(register_bytes(limits, m, k, n, sizes.a))
     floor_time = batch * registers / l0 + limits.latencies[0]
-    least_time = batch * (a + b + c) / l3 + limits.latencies[3]
-    kernels: tuple[LibraryKernel, ...] = ()
-    if limits.whole_waves:
-        kernels = library_kernels(limits, m, k, n, batch * c, batch)
-        compute_time = min([item.arithmetic + item.adding_up for item in kernels])
-        kernels, least_time = _worth_having(kernels, least_time)
-    else:
+    compute_time, kernels, least_time = offered
+    if not kernels:
         written = batch * c / l3 * limits.exposed_epilogue
         compute_time = batch * gemm_flops(m, k, n) / limits.usable_flops + written
         floor_time = max(floor_time, compute_time)
+        least_time = (a + b + c) / (l3 / batch) + limits.latencies[3]
     return _Product(
         m,
         k,
@@ -449,7 +492,7 @@ def _product(limits: RooflineLimits, sizes: ElementBytes, shape: Shape) -> _Prod
 def _rows(limits: RooflineLimits, products: Sequence[_Product]) -> Floats:
     """The fields of ``_Problems``, one after the other along the first axis."""
     most = max([len(item.kernels) for item in products])
-    none = (LibraryKernel(math.inf, 0.0),) * most
+    none = ((math.inf, 0.0),) * most
     # NumPy takes one list of numbers much faster than nested ones.
     numbers: list[float] = []
     for item in products:
@@ -466,19 +509,30 @@ def _problems(rows: Floats) -> _Problems:
 
 
 def _worth_having(
-    kernels: tuple[LibraryKernel, ...], dram_seconds: float
-) -> tuple[tuple[LibraryKernel, ...], float]:
-    """Those that can be the fastest when DRAM needs at least ``dram_seconds``; their time then.
+    limits: RooflineLimits, sizes: ElementBytes, shapes: Sequence[Shape]
+) -> list[tuple[float, tuple[Kernel, ...], float]]:
+    """(time of arithmetic alone, kernels, least time) of each product.
 
+    Kernels that can be the fastest, and the time of the fastest, when DRAM moves each matrix once.
     The longer DRAM takes, the less a kernel with shorter arithmetic saves by it.
     """
-    kept, shortest = [], math.inf
-    for item in kernels:
-        seconds = float(_one_kernel(item, dram_seconds))
-        if seconds < shortest:
-            shortest = seconds
-            kept.append(item)
-    return tuple(kept), shortest
+    m, k, n, batch = np.array(shapes, np.float64).T
+    once = sizes.a * m * k + sizes.b * k * n + sizes.c * m * n
+    dram_seconds = once / (limits.bandwidths[3] / batch) + limits.latencies[3]
+    kernels = library_kernels(limits, m, k, n, batch * (sizes.c * m * n), batch)
+    seconds = _seconds_of_each(kernels, dram_seconds)
+    compute = (kernels.arithmetic + kernels.adding_up).min(axis=0)
+    worth = []
+    for alone, *each in zip(
+        compute.tolist(), *(x.T.tolist() for x in (*kernels, seconds)), strict=True
+    ):
+        kept, shortest = [], math.inf
+        for arithmetic, adding_up, time in zip(*each, strict=True):
+            if time < shortest:
+                shortest = time
+                kept.append((arithmetic, adding_up))
+        worth.append((alone, tuple(kept), shortest))
+    return worth
 
 
 def _powers(sides: Sequence[Sides], axis: int) -> Floats:
@@ -500,7 +554,7 @@ def _tiles(size: Floats, room: Floats) -> Floats:
 
 def _outputs_stay(
     limits: RooflineLimits,
-    capacity: _Capacity,
+    capacity: Capacity,
     problems: _Problems,
     sides: Sequence[Sides],
 ) -> list[_Choice]:
@@ -543,7 +597,7 @@ def _outputs_stay(
 
 def _weights_stay_bounds(
     limits: RooflineLimits,
-    capacity: _Capacity,
+    capacity: Capacity,
     problems: _Problems,
     sides: Sequence[Sides],
 ) -> list[tuple[float, float]]:
@@ -564,7 +618,7 @@ def _weights_stay_bounds(
 
 def _weights_stay(
     limits: RooflineLimits,
-    capacity: _Capacity,
+    capacity: Capacity,
     problems: _Problems,
     sides: Sequence[Sides],
     in_seconds: Floats,
@@ -628,8 +682,8 @@ def _beside_dram(limits: RooflineLimits, problems: _Problems, dram: Floats) -> F
     """Seconds of DRAM traffic of ``dram`` bytes for each product, and all work beside it."""
     seconds = dram / problems.dram_bandwidth + limits.latencies[3]
     if len(problems.kernels):
-        kernels = zip(problems.kernels[::2], problems.kernels[1::2], strict=True)
-        seconds = kernel_seconds([LibraryKernel(*each) for each in kernels], seconds)
+        kernels = LibraryKernels(problems.kernels[::2], problems.kernels[1::2])
+        seconds = kernel_seconds(kernels, seconds)
     longer: Floats = np.maximum(seconds, problems.floor_time)
     return longer
 

@@ -8,16 +8,16 @@ follow arXiv 2205.05198, 4, and the passes in flight at the worst moment of the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 from deepflow.config.hardware import SoftwareParameters
+from deepflow.cost.elementwise import larger, smaller, some, where
 from deepflow.hardware import Hardware
 from deepflow.mapping.parallelism import HEAD, RECOMPUTED, TrainingMapping
 from deepflow.mapping.training import (
     OPTIMIZER_STATE_BYTES,
     Parameters,
-    Segment,
     TrainingStep,
     saved_bytes,
     sharded,
@@ -85,16 +85,32 @@ def memory_use(
     )
 
 
-def stage_parameters(step: TrainingStep, parts: Parts) -> Parameters:
-    """Parameters on one device of a stage with these ``parts``; a matrix that is tied counts once.
+@record(frozen=True)
+class SegmentMemory:
+    """What one segment holds on one device; bytes, of activations for one microbatch.
 
-    It has a second copy when first and last stage differ.
+    ``parameters`` and ``own`` as in ``Segment``; ``saved_feature``: the part of ``saved`` that
+    tensor parallelism cuts (of the head, its logits); ``kept``: what is left of ``saved`` between
+    forward and backward pass when parts are computed again. In a batch of points, arrays.
     """
-    whole = Parameters()
-    for part in parts:
-        for name, count in Counter(part).items():
-            whole += step.segments[name].own * count
-    return whole
+
+    parameters: Parameters
+    own: Parameters
+    saved: float
+    saved_feature: float
+    kept: float
+
+
+def segment_memory(mapping: TrainingMapping, step: TrainingStep, name: str) -> SegmentMemory:
+    """What the segment ``name`` holds."""
+    segment = step.segments[name]
+    return SegmentMemory(
+        segment.parameters,
+        segment.own,
+        segment.forward.saved_sequence + segment.forward.saved_feature,
+        segment.forward.saved_feature,
+        kept_bytes(mapping, step, name),
+    )
 
 
 def kept_bytes(mapping: TrainingMapping, step: TrainingStep, name: str) -> float:
@@ -104,89 +120,125 @@ def kept_bytes(mapping: TrainingMapping, step: TrainingStep, name: str) -> float
     return saved_bytes(step.segments[name].forward, mapping)
 
 
-def part_weights(mapping: TrainingMapping, step: TrainingStep, parts: Parts) -> tuple[float, ...]:
+def stage_parameters(segments: Mapping[str, SegmentMemory], parts: Parts) -> Parameters:
+    """Parameters on one device of a stage with these ``parts``; a matrix that is tied counts once.
+
+    It has a second copy when first and last stage differ.
+    """
+    whole = Parameters()
+    for part in parts:
+        for name, count in Counter(part).items():
+            whole += segments[name].own * count
+    return whole
+
+
+def part_weights(segments: Mapping[str, SegmentMemory], parts: Parts) -> tuple[float, ...]:
     """Bytes that each of ``parts`` keeps of one microbatch."""
-    kept = {name: kept_bytes(mapping, step, name) for name in dict.fromkeys(chain(*parts))}
-    return tuple(sum(kept[name] for name in part) for part in parts)
+    return tuple(sum(segments[name].kept for name in part) for part in parts)
 
 
 def stage_memory(
     hardware: Hardware,
     mapping: TrainingMapping,
-    step: TrainingStep,
+    segments: Mapping[str, SegmentMemory],
     parts: Parts,
     parameters: Parameters,
     in_flight: Sequence[int],
+    boundary_bytes: float,
+    hop_bytes: float,
 ) -> MemoryUse:
     """Peak memory of a device of a stage with these ``parts`` and ``parameters``.
 
     ``in_flight``: of each part, microbatches whose activations are kept at the worst moment.
+    ``boundary_bytes`` and ``hop_bytes``: activations between layers and between stages, as in
+    ``TrainingStep``. In a batch of points, all numbers may be arrays, those of the mapping too.
     """
     software, asked = hardware.config.sw_param, mapping.asked
     names = dict.fromkeys(chain(*parts))
-    segments = [step.segments[name] for name in names]
+    here = [segments[name] for name in names]
+    weights = whole = parameters.count
     own = sharded(mapping, parameters)
-    held = {zero: own if asked.zero >= zero else parameters.count for zero in (1, 2, 3)}
-    # What is sharded is put together for the segment at work, and for the next one beside it.
-    largest = max((_shared_out(mapping, segment.parameters) for segment in segments), default=0.0)
-    ahead = 2 if asked.overlap_parameter_gather else 1
-    whole_weights = min(ahead * largest, parameters.count) if asked.zero == 3 else 0.0
-    whole_gradients = largest if asked.zero >= 2 else 0.0
-    optimizer = held[1] * OPTIMIZER_STATE_BYTES
-    if asked.offload != "none":
+    optimizer = where(asked.zero >= 1, own, whole) * OPTIMIZER_STATE_BYTES
+    gradients = where(asked.zero >= 2, own, whole)
+    if some(asked.zero >= 2):
+        # What is sharded is put together for the segment at work, and for the next one beside it.
+        largest = _largest(_put_together(mapping, segment.parameters) for segment in here)
+        ahead = 2 if asked.overlap_parameter_gather else 1
+        weights = where(asked.zero == 3, own + smaller(ahead * largest, whole), whole)
+        gradients = gradients + where(asked.zero >= 2, largest, 0.0)
+    gradients = gradients * asked.gradient_bytes
+    if asked.gradient_bucket:
+        bucketed = (asked.zero <= 1) & (mapping.gradient_ranks > 1)
+        gradients = gradients + where(bucketed, whole * software.precision, 0.0)
+    if some(asked.offload != "none"):
         # One segment's states come in while those of the one before are used.
-        optimizer = min(optimizer, 2 * OPTIMIZER_STATE_BYTES * _own_share(mapping, segments))
-    kept = {name: kept_bytes(mapping, step, name) for name in names}
-    logits_kept = step.segments[HEAD].forward.saved_feature if HEAD in names else 0.0
+        coming = 2 * OPTIMIZER_STATE_BYTES * _own_share(mapping, here)
+        optimizer = where(asked.offload != "none", smaller(optimizer, coming), optimizer)
     activations = logits = 0.0
     for part, number in zip(parts, in_flight, strict=True):
-        here = number * sum(kept[name] for name in part)
+        kept = number * sum(segments[name].kept for name in part)
         if HEAD in part:
-            logits = number * logits_kept
-            here -= logits
-        activations += here
-    if asked.offload == "optimizer_and_activations":
+            logits = number * segments[HEAD].saved_feature
+            kept = kept - logits
+        activations = activations + kept
+    leave = asked.offload == "optimizer_and_activations"
+    if some(leave):
         # A segment's activations leave, or come back, while the next one is computed.
-        activations = min(activations, 2 * max(kept.values(), default=0.0))
+        moving = 2 * _largest(segment.kept for segment in here)
+        activations = where(leave, smaller(activations, moving), activations)
     # While a layer goes backward, what it did not keep is there again, and gradients of what it
     # keeps; while the head does, the gradient of its logits.
     temporary = 0.0
-    for name in names:
-        block = step.segments[name].forward
+    for name, segment in zip(names, here, strict=True):
         if name == HEAD:
             working = software.precision
             share = FP32 / (FP32 + working) if software.kernel_fusion == "eager" else 1.0
-            temporary = max(temporary, block.saved_feature * share)
+            temporary = larger(temporary, segment.saved_feature * share)
         else:
-            again = block.saved_sequence + block.saved_feature - kept[name]
-            temporary = max(temporary, block.saved_feature + again)
-    gradients = (held[2] + whole_gradients) * asked.gradient_bytes
-    if asked.gradient_bucket and asked.zero == 0 and mapping.gradient_ranks > 1:
-        gradients += parameters.count * software.precision
+            again = segment.saved - segment.kept
+            temporary = larger(temporary, segment.saved_feature + again)
     return memory_use(
         software,
-        weights=(held[3] + whole_weights) * software.precision,
+        weights=weights * software.precision,
         gradients=gradients,
         optimizer=optimizer,
         activations=activations,
         logits=logits,
         temporary=temporary,
         # Gathered input and its gradient in a tensor group; received tensors of a pipeline.
-        buffers=(2 * step.boundary_bytes if mapping.tensor > 1 else 0.0)
-        + (2 * step.hop.message_bytes if mapping.pipeline > 1 else 0.0),
+        buffers=where(mapping.tensor > 1, 2 * boundary_bytes, 0.0)
+        + where(mapping.pipeline > 1, 2 * hop_bytes, 0.0),
     )
 
 
-def _own_share(mapping: TrainingMapping, segments: Sequence[Segment]) -> float:
+def _largest(amounts: Iterable[float]) -> float:
+    largest = 0.0
+    for amount in amounts:
+        largest = larger(largest, amount)
+    return largest
+
+
+def _own_share(mapping: TrainingMapping, segments: Sequence[SegmentMemory]) -> float:
     """Parameters of the largest segment, as far as this device updates them."""
-    counts = (segment.parameters for segment in segments)
-    if mapping.asked.zero == 0:
-        return max((parameters.count for parameters in counts), default=0.0)
-    return max((sharded(mapping, parameters) for parameters in counts), default=0.0)
+    whole = _largest(segment.parameters.count for segment in segments)
+    shared = _largest(sharded(mapping, segment.parameters) for segment in segments)
+    share: float = where(mapping.asked.zero == 0, whole, shared)
+    return share
+
+
+def _put_together(mapping: TrainingMapping, parameters: Parameters) -> float:
+    """Parameters of a segment for which whole weights, or whole gradients, are there at once."""
+    shared = _shared_out(mapping, parameters)
+    if mapping.asked.zero_3_unit == "layer":
+        return shared
+    # A matrix, which is taken for as large as the others, and the buffer that it travels in.
+    one: float = where(mapping.asked.zero == 3, 2 / larger(1, parameters.matrices), 1.0)
+    return shared * one
 
 
 def _shared_out(mapping: TrainingMapping, parameters: Parameters) -> float:
     """Parameters of a segment of which other devices may keep parts."""
     groups = mapping.groups
-    dense = parameters.dense if groups["data"].size > 1 else 0.0
-    return dense + (parameters.experts if groups["expert_data"].size > 1 else 0.0)
+    dense: float = where(groups["data"].size > 1, parameters.dense, 0.0)
+    experts: float = where(groups["expert_data"].size > 1, parameters.experts, 0.0)
+    return dense + experts

@@ -8,13 +8,14 @@ kernel pays the launch overhead.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import add, attrgetter
 
 from deepflow.config.hardware import SoftwareParameters
 from deepflow.cost.attention import attention_cost, attention_limits
 from deepflow.cost.collectives import COPIES_OWN_PART, CollectiveCost, collective_cost
-from deepflow.cost.gemm import ElementBytes, GemmCost, gemm_cost, gemm_costs
+from deepflow.cost.elementwise import larger
+from deepflow.cost.gemm import ElementBytes, GemmCost, Shape, gemm_cost, gemm_costs
 from deepflow.cost.grouped_gemm import grouped_gemm_cost
 from deepflow.cost.roofline import roofline_time
 from deepflow.hardware import Hardware
@@ -29,6 +30,11 @@ from deepflow.workload.operators import (
     Operator,
 )
 
+# Conversions of narrow integers to 16 bits, per cycle and bundle (CUDA programming guide, table of
+# arithmetic throughput, compute capabilities 8.0 and 9.0), and rows of a block that share one.
+CONVERSIONS_PER_CYCLE = 64
+WIDENING_ROWS = 128
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -38,7 +44,7 @@ class Cost:
     device waits for a group: context, expert, data, or (``communication``) any other, which is
     the tensor group in passes and the next stage in transfers; ``host_transfer`` is waiting for
     what is offloaded. ``issue`` is no part of the time: what the host takes to issue the kernels,
-    which it does ahead of the device.
+    which it does ahead of the device. In a batch of points each field may be an array.
     """
 
     gemm: float = 0.0
@@ -80,8 +86,7 @@ class Cost:
 
     def paced(self) -> Cost:
         """The device waits for the host where issuing takes longer; that is launch overhead."""
-        lag = self.issue - self.time
-        return self + Cost(launch=lag) if lag > 0 else self
+        return self + Cost(launch=larger(0.0, self.issue - self.time))
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*map(add, _AMOUNTS(self), _AMOUNTS(other)))
@@ -139,13 +144,17 @@ def operator_cost(
     accelerator = hardware.accelerator
     match operator:
         case Gemm():
-            sizes, rate = _formats(hardware, operator.weight)
+            sizes, rate = formats(hardware, operator)
             found = gemm_cost(
                 accelerator, operator.m, operator.k, operator.n, sizes, operator.batch, rate
             )
-            return _gemm_cost(operator, found, launch)
+            if operator.stored_bytes is not None:
+                rows, weights = operator.m, operator.batch * operator.k * operator.n
+                widened = _widened_time(hardware, rows, weights, operator.flops, rate)
+                found = replace(found, time=max(found.time, widened))
+            return product_cost(operator, found, launch)
         case GroupedGemm():
-            sizes, rate = _formats(hardware, weight=True)
+            sizes, rate = formats(hardware, operator)
             grouped = grouped_gemm_cost(
                 accelerator,
                 operator.rows,
@@ -156,8 +165,14 @@ def operator_cost(
                 rate,
                 sums_rows=operator.sums_rows,
             )
+            time = grouped.time
+            if operator.stored_bytes is not None:
+                matrices = min(operator.rows, operator.experts) * operator.k * operator.n
+                each = operator.rows / operator.experts
+                widened = _widened_time(hardware, each, matrices, operator.flops, rate)
+                time = max(time, widened)
             cost = Cost(
-                gemm=grouped.time,
+                gemm=time,
                 launch=launch,
                 flops=operator.flops,
                 dram_bytes=grouped.dram_bytes,
@@ -166,7 +181,8 @@ def operator_cost(
             return OperatorCost(operator, cost, grouped.bound)
         case Attention():
             size = software.precision
-            attention = attention_cost(operator, attention_limits(hardware), size, size)
+            keys: float = size if operator.key_bytes is None else operator.key_bytes
+            attention = attention_cost(operator, attention_limits(hardware), size, keys)
             cost = Cost(
                 attention=attention.time,
                 launch=launch,
@@ -213,21 +229,35 @@ def operator_cost(
             )
 
 
-def _formats(hardware: Hardware, weight: bool) -> tuple[float | ElementBytes, float]:
-    """Sizes of elements, and rate relative to that of the device's own type.
-
-    ``weight``: of products with weights.
-    """
+def formats(hardware: Hardware, operator: Gemm | GroupedGemm) -> tuple[float | ElementBytes, float]:
+    """Sizes of elements, and rate relative to that of the device's own type."""
     software = hardware.config.sw_param
     narrow = software.matrix_dtype
-    if narrow is None or not weight:
+    if operator.stored_bytes is not None:
+        own = software.precision
+        return ElementBytes(own, operator.stored_bytes, own), 1.0
+    if narrow is None or not (isinstance(operator, GroupedGemm) or operator.weight):
         return software.precision, 1.0
     size = software.operand_bytes
     rate = hardware.config.tech_param.core.usable_rate(narrow, software.dtype)
     return ElementBytes(size, size, software.precision), rate
 
 
-def _gemm_cost(operator: Gemm, found: GemmCost, launch: float) -> OperatorCost:
+def _widened_time(
+    hardware: Hardware, rows: float, weights: float, flops: float, rate: float
+) -> float:
+    """Seconds of products whose weights are widened on their way to the matrix units.
+
+    Every block of rows widens the ``weights`` again, in turns with its arithmetic.
+    """
+    core = hardware.accelerator.core
+    widened = weights * max(1, -(-rows // WIDENING_ROWS))
+    conversions = CONVERSIONS_PER_CYCLE * core.num_bundles * core.operating_frequency
+    return flops / (rate * core.usable_flops) + widened / conversions
+
+
+def product_cost(operator: Gemm, found: GemmCost, launch: float) -> OperatorCost:
+    """Cost of a product with its launch; of many products, everything in arrays."""
     cost = Cost(
         gemm=found.time,
         launch=launch,
@@ -253,14 +283,13 @@ def block_costs(
     Blocks may share operators, as a backward pass has those that it computes again.
     """
     operators = {id(operator): operator for block in blocks for operator in block.operators}
-    for weight in (True, False):
-        shapes = [
-            (operator.m, operator.k, operator.n, operator.batch)
-            for operator in operators.values()
-            if type(operator) is Gemm and operator.weight is weight
-        ]
-        if shapes:
-            gemm_costs(hardware.accelerator, shapes, *_formats(hardware, weight))
+    shapes: dict[tuple[float | ElementBytes, float], list[Shape]] = {}
+    for operator in operators.values():
+        if type(operator) is Gemm:
+            shape = (operator.m, operator.k, operator.n, operator.batch)
+            shapes.setdefault(formats(hardware, operator), []).append(shape)
+    for form, of_form in shapes.items():
+        gemm_costs(hardware.accelerator, of_form, *form)
     costs = {key: operator_cost(operator, hardware, groups) for key, operator in operators.items()}
     return [tuple([costs[id(operator)] for operator in block.operators]) for block in blocks]
 

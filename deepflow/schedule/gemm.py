@@ -12,7 +12,7 @@ from dataclasses import replace
 from deepflow.config.model import GemmModel
 from deepflow.cost.operators import OperatorCost, block_cost
 from deepflow.hardware import Hardware
-from deepflow.mapping.kernel import KernelMapping, map_kernels, shard_product
+from deepflow.mapping.kernel import KernelMapping, KernelSplit, map_kernels, shard_product
 from deepflow.record import record
 from deepflow.schedule.simulated import FLATTENED, machine_chain_time, simulated_mode
 from deepflow.workload.operators import Block, Gemm
@@ -34,32 +34,66 @@ class GemmRun:
     simulated_time: float | None = None
 
 
-def run_gemm(hardware: Hardware, model: GemmModel) -> GemmRun:
-    """Shards and costs the product; kernel parallelism is that of the hidden layers.
+@record(frozen=True)
+class RankWork:
+    """What one rank runs of a product: all passes, then the reduction and the update."""
 
-    A pipeline does not change it: the other stages hold other layers and are not counted.
+    compute: Block
+    reduction: Block
+    update: Block
+    footprint: float
+
+
+def rank_work(
+    model: GemmModel, split: KernelSplit, precision: float, *, replicated: bool
+) -> RankWork:
+    """A rank's share of the product in ``model``, whose sides may be arrays of many products.
+
+    ``replicated``: others have the same weight, with which it has to agree.
+    """
+    whole = Block("gemm", (Gemm("gemm", model.M, model.K, model.N),))
+    blocks = shard_product(whole, "gemm", split, precision)
+    compute = blocks.forward.operators
+    if model.backward:
+        compute += blocks.backward.operators
+    trains = model.backward and replicated
+    shard = next(item for item in blocks.forward.operators if isinstance(item, Gemm))
+    weight_rows, weight_columns = split.weights(model.K, model.N)
+    elements = shard.m * shard.k + weight_rows * weight_columns + shard.m * model.N
+    nothing = Block("gemm", ())
+    return RankWork(
+        Block("gemm", compute),
+        blocks.reduction if trains else nothing,
+        blocks.update if trains else nothing,
+        1.0 * elements * precision * (2 if model.backward else 1),
+    )
+
+
+def map_gemm(hardware: Hardware) -> KernelMapping:
+    """Kernel parallelism is that of the hidden layers.
+
+    A pipeline does not change the product: the other stages hold other layers and are not counted.
+    Raises InfeasiblePoint as ``map_kernels`` does.
+    """
+    mapping = map_kernels(hardware, {"gemm": "hidden"}, data_fills_machine=False)
+    return replace(mapping, pipeline=1)
+
+
+def run_gemm(hardware: Hardware, model: GemmModel) -> GemmRun:
+    """Shards and costs the product.
 
     Raises:
         InfeasiblePoint: degrees contradict each other or the machine, or have no network.
     """
-    mapping = map_kernels(hardware, {"gemm": "hidden"}, data_fills_machine=False)
-    mapping = replace(mapping, pipeline=1)
-    precision, split = hardware.config.sw_param.precision, mapping.splits["gemm"]
-    whole = Block("gemm", (Gemm("gemm", model.M, model.K, model.N),))
-    blocks = shard_product(whole, "gemm", split, precision)
-    compute = blocks.forward.operators
-    trains = model.backward and mapping.data > 1
-    if model.backward:
-        compute += blocks.backward.operators
-    shard = next(item for item in blocks.forward.operators if isinstance(item, Gemm))
-    weight_rows, weight_columns = split.weights(model.K, model.N)
-    elements = shard.m * shard.k + weight_rows * weight_columns + shard.m * model.N
+    mapping = map_gemm(hardware)
+    split = mapping.splits["gemm"]
+    work = rank_work(model, split, hardware.config.sw_param.precision, replicated=mapping.data > 1)
     run = GemmRun(
         mapping,
-        block_cost(Block("gemm", compute), hardware, mapping.groups),
-        block_cost(blocks.reduction, hardware, mapping.groups) if trains else (),
-        block_cost(blocks.update, hardware, mapping.groups) if trains else (),
-        float(elements * precision * (2 if model.backward else 1)),
+        block_cost(work.compute, hardware, mapping.groups),
+        block_cost(work.reduction, hardware, mapping.groups),
+        block_cost(work.update, hardware, mapping.groups),
+        work.footprint,
     )
     if simulated_mode(hardware) != FLATTENED or mapping.num_devices == 1:
         return run

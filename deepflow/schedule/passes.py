@@ -8,20 +8,39 @@ and their gradients go out (ZeRO 2 and 3, arXiv 1910.02054; fully sharded data p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from deepflow.cost.elementwise import larger, where
 from deepflow.record import record
 
 
 @record(frozen=True)
 class PassSegment:
-    """Times of one segment in one direction, in seconds.
+    """Times of one segment in one direction, in seconds; in a batch of points, arrays.
 
-    ``gather`` its weights before, ``compute``, ``reduction`` of its gradients after.
+    ``gather`` its weights before, ``compute``, ``reduction`` of its gradients after. Where weights
+    are released between recomputing a segment and its backward pass, ``compute`` begins with
+    ``recomputation``, and the part ``again`` of the gather follows that.
     """
 
     gather: float
     compute: float
     reduction: float
+    recomputation: float = 0.0
+    again: float = 0.0
+
+    def parts(self) -> tuple[PassSegment, ...]:
+        """The segment as one, or as two that release nothing while they run."""
+        again: Any = self.again
+        if not (again.any() if isinstance(again, np.ndarray) else again):
+            return (self,)
+        backward = larger(0.0, self.compute - self.recomputation)
+        return (
+            PassSegment(self.gather, self.recomputation, 0.0),
+            PassSegment(self.gather * self.again, backward, self.reduction),
+        )
 
 
 def pass_time(segments: Sequence[PassSegment], *, prefetch: bool) -> float:
@@ -33,16 +52,23 @@ def pass_time(segments: Sequence[PassSegment], *, prefetch: bool) -> float:
     """
     if not segments:
         return 0.0
+    parts = [part for segment in segments for part in segment.parts()]
     now = 0.0
-    link = ready = segments[0].gather
-    for segment, after in zip(segments, (*segments[1:], None), strict=True):
-        now = max(now, ready)
+    link = ready = parts[0].gather
+    for segment, after in zip(parts, (*parts[1:], None), strict=True):
+        now = larger(now, ready)
         gather = 0.0 if after is None else after.gather
-        if prefetch and gather:
-            link = ready = max(link, now) + gather
-        now += segment.compute
-        if segment.reduction:
-            link = max(link, now) + segment.reduction
-        if gather and not prefetch:
-            link = ready = max(link, now) + gather
-    return max(now, link)
+        if prefetch:
+            link, ready = _gathered(gather, now, link, ready)
+        now = now + segment.compute
+        link = where(segment.reduction > 0, larger(link, now) + segment.reduction, link)
+        if not prefetch:
+            link, ready = _gathered(gather, now, link, ready)
+    end: float = larger(now, link)
+    return end
+
+
+def _gathered(gather: float, now: float, link: float, ready: float) -> tuple[float, float]:
+    """When the link is free and the weights are there, after a gather that can begin ``now``."""
+    done = larger(link, now) + gather
+    return where(gather > 0, done, link), where(gather > 0, done, ready)

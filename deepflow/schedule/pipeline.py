@@ -28,11 +28,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import mul
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from deepflow.errors import DeepFlowError, InfeasiblePoint
 from deepflow.record import record
 from deepflow.schedule.streams import CompiledStreams, compile_streams
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 
 # Kinds of delay.
 NO_DELAY, HOP = 0, 1
@@ -156,10 +163,7 @@ def device_order(
         InfeasiblePoint: the schedule has no such number of parts per device or of microbatches.
         DeepFlowError: there is no such schedule.
     """
-    if virtual_stages > 1 and schedule != "interleaved":
-        raise InfeasiblePoint(
-            f"pipeline schedule {schedule} has one part per device, not {virtual_stages}"
-        )
+    _check_order(schedule, stages, virtual_stages, microbatches)
     forward = list(range(device * microbatches, (device + 1) * microbatches))
     backward = [number + stages * microbatches for number in forward]
     match schedule:
@@ -167,12 +171,24 @@ def device_order(
             return forward + backward[::-1]
         case "interleaved" if virtual_stages > 1:
             return _interleaved_order(stages, virtual_stages, microbatches, device)
-        case "1f1b" | "interleaved":
-            return _one_forward_one_backward(forward, backward, stages - device - 1)
         case "zero_bubble":
             weights = [number + stages * microbatches for number in backward]
             return _zero_bubble_order(forward, backward, weights, stages - device - 1, device)
-    raise DeepFlowError(f"unknown pipeline schedule {schedule!r}")
+    return _one_forward_one_backward(forward, backward, stages - device - 1)
+
+
+def _check_order(schedule: str, stages: int, virtual_stages: int, microbatches: int) -> None:
+    if schedule not in SCHEDULES:
+        raise DeepFlowError(f"unknown pipeline schedule {schedule!r}")
+    if virtual_stages > 1 and schedule != "interleaved":
+        raise InfeasiblePoint(
+            f"pipeline schedule {schedule} has one part per device, not {virtual_stages}"
+        )
+    if virtual_stages > 1 and microbatches % stages:
+        raise InfeasiblePoint(
+            f"the interleaved schedule takes groups of {stages} microbatches, one per stage:"
+            f" {microbatches} do not divide"
+        )
 
 
 def _one_forward_one_backward(forward: list[int], backward: list[int], ahead: int) -> list[int]:
@@ -199,11 +215,6 @@ def _zero_bubble_order(
 def _interleaved_order(
     stages: int, virtual_stages: int, microbatches: int, device: int
 ) -> list[int]:
-    if microbatches % stages:
-        raise InfeasiblePoint(
-            f"the interleaved schedule takes groups of {stages} microbatches, one per stage:"
-            f" {microbatches} do not divide"
-        )
     parts = stages * virtual_stages
     forward, backward = [], []
     for first in range(0, microbatches, stages):
@@ -212,10 +223,21 @@ def _interleaved_order(
             forward += [part * microbatches + index for index in group]
         for part in range(device + parts - stages, -1, -stages):
             backward += [(parts + part) * microbatches + index for index in group]
-    # A group's first microbatch has to pass all parts before it can come back, and one more
-    # pass per device behind has to be under way each way (arXiv 2104.04473, figure 4).
-    ahead = 2 * (stages - device - 1) + (virtual_stages - 1) * stages
+    ahead = interleaved_ahead(stages, virtual_stages, device)
     return _one_forward_one_backward(forward, backward, ahead)
+
+
+def interleaved_ahead(stages: int, virtual_stages: int, device: int) -> int:
+    """Forward passes of a device before it alternates.
+
+    A group's first microbatch has to pass all parts before it can come back, and one more pass
+    per device behind has to be under way each way (arXiv 2104.04473, figure 4).
+    """
+    return 2 * (stages - device - 1) + (virtual_stages - 1) * stages
+
+
+# A graph of that many takes seconds and a gigabyte.
+MOST_PASSES = 4_000_000
 
 
 @lru_cache(maxsize=32)
@@ -224,8 +246,14 @@ def pipeline_graph(shape: PipelineShape) -> PipelineGraph:
 
     Raises:
         InfeasiblePoint, DeepFlowError: as ``device_order``.
+        DeepFlowError: more passes than would fit memory.
     """
     stages, parts, microbatches = shape.stages, shape.parts, shape.microbatches
+    if parts * microbatches > MOST_PASSES:
+        raise DeepFlowError(
+            f"{microbatches:,} microbatches through {parts:,} parts of a pipeline are more than the"
+            f" {MOST_PASSES:,} passes that are scheduled one by one"
+        )
     queues = [
         device_order(shape.schedule, stages, shape.virtual_stages, microbatches, device)
         for device in range(stages)
@@ -307,38 +335,43 @@ def peak_in_flight(
     """Microbatches whose activations ``device`` holds at its worst moment, per part on it.
 
     ``weights``: bytes that one microbatch holds in each of the device's parts, first to last.
-    A forward pass adds a microbatch to its part, the backward pass (with zero bubble the pass
-    for weights, which still needs the inputs of the products) takes it away.
 
     Raises:
         InfeasiblePoint, DeepFlowError: as ``device_order``.
     """
-    if schedule != "gpipe":
-        # Warm-up and a full period of the alternation take less than three microbatches per
-        # device; from then on the same combinations come back.
-        microbatches = min(microbatches, 3 * stages + microbatches % stages)
-    candidates = _held_before_backward(schedule, stages, virtual_stages, microbatches, device)
-    return max(candidates, key=lambda held: sum(map(mul, held, weights)))
+    moments = held_before_backward(schedule, stages, virtual_stages, microbatches, device)
+    if len(moments) == 1:
+        return tuple(moments[0].tolist())
+    return tuple(moments[int(np.argmax(moments @ np.array(weights)))].tolist())
 
 
 @lru_cache(maxsize=1024)
-def _held_before_backward(
+def held_before_backward(
     schedule: str, stages: int, virtual_stages: int, microbatches: int, device: int
-) -> tuple[tuple[int, ...], ...]:
-    """Microbatches held per part where their number stops growing, each combination once."""
-    parts = stages * virtual_stages
-    frees = 2 if schedule == "zero_bubble" else 1
-    held = [0] * virtual_stages
-    grew = False
-    combinations: dict[tuple[int, ...], None] = {}
-    for number in device_order(schedule, stages, virtual_stages, microbatches, device):
-        what, part = divmod(number // microbatches, parts)
-        if what == 0:
-            held[part // stages] += 1
-            grew = True
-        elif what == frees:
-            if grew:
-                combinations[tuple(held)] = None
-                grew = False
-            held[part // stages] -= 1
-    return tuple(combinations)
+) -> NDArray[np.int64]:
+    """Microbatches that ``device`` holds per part (columns) at the moments that can be its worst.
+
+    A forward pass adds a microbatch to its part, the backward pass (with zero bubble the pass
+    for weights, which still needs the inputs of the products) takes it away. So it is worst before
+    a backward pass, and with one part per device the number follows from the order of passes.
+
+    Raises:
+        InfeasiblePoint, DeepFlowError: as ``device_order``.
+    """
+    _check_order(schedule, stages, virtual_stages, microbatches)
+    if virtual_stages == 1:
+        most = {"gpipe": microbatches, "zero_bubble": stages}.get(schedule, stages - device)
+        return np.array([[min(microbatches, most)]])
+    # Every backward pass comes after ``ahead`` more forward passes and one; after two rounds of all
+    # parts the same numbers come back.
+    passes, ahead = virtual_stages * microbatches, interleaved_ahead(stages, virtual_stages, device)
+    backward = np.arange(min(passes, 2 * stages * virtual_stages))[:, None]
+    forward = np.minimum(backward + ahead + 1, passes)
+    part = np.arange(virtual_stages)
+
+    def through(done: NDArray[np.int64], turn: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Microbatches through the parts that come in their ``turn``, after so many passes."""
+        rounds, rest = np.divmod(done, stages * virtual_stages)
+        return rounds * stages + np.clip(rest - turn * stages, 0, stages)
+
+    return through(forward, part) - through(backward, part[::-1])

@@ -11,11 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from deepflow.config.model import LlmModel
+from deepflow.cost.elementwise import larger, smaller, some, where
 from deepflow.cost.memory import (
     MemoryUse,
     Parts,
+    SegmentMemory,
     kept_bytes,
     part_weights,
+    segment_memory,
     stage_memory,
     stage_parameters,
 )
@@ -30,11 +33,13 @@ from deepflow.cost.operators import (
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
 from deepflow.mapping.groups import Group
-from deepflow.mapping.parallelism import EMBEDDING, TrainingMapping, map_training
+from deepflow.mapping.parallelism import EMBEDDING, RECOMPUTED, TrainingMapping, map_training
 from deepflow.mapping.training import (
     OPTIMIZER_STATE_BYTES,
     Parameters,
     TrainingStep,
+    gather_calls,
+    gathered_again,
     sharded,
     training_step,
     update_block,
@@ -52,8 +57,10 @@ from deepflow.schedule.simulated import (
     PIPELINES,
     chain_items,
     chain_total,
+    link_items,
     machine_step_time,
     pipeline_time,
+    sharded_pass,
     simulated_mode,
 )
 from deepflow.workload.operators import Block, Collective
@@ -68,7 +75,8 @@ class SegmentCosts:
 
     ``gradient_total`` is zero when gradients are reduced with each pass (ZeRO 2 and 3); then
     ``reduction_total`` holds what a pass reduces. ``backward_passes``: the backward pass as it is
-    run, in one or two (zero bubble).
+    run, in one or two (zero bubble). ``again``: part of its weights that a backward pass gathers a
+    second time, once the segment is recomputed.
     """
 
     forward: tuple[OperatorCost, ...]
@@ -83,6 +91,22 @@ class SegmentCosts:
     reduction_total: Cost
     gradient_total: Cost
     backward_passes: tuple[tuple[OperatorCost, ...], ...]
+    again: float = 0.0
+
+    def last_backward_time(self, *, splits: bool) -> float:
+        """Seconds of the last backward pass, or of the one for weights (zero bubble)."""
+        last = self.backward_weight_total if splits else self.backward_total
+        return last.paced().time
+
+
+@record(frozen=True)
+class DataCosts:
+    """What one segment sends over its data group: see ``SegmentCosts``, which has it too."""
+
+    gather: Cost
+    reduction: Cost
+    gradient: Cost
+    again: float
 
 
 @record(frozen=True)
@@ -131,13 +155,19 @@ NOTHING = Cost()
 
 
 @record(frozen=True)
-class _PartCosts:
+class PartCosts:
     """One microbatch's passes through one part of the model."""
 
     forward: Cost
     backward: Cost
     backward_input: Cost
     backward_weight: Cost
+
+    def times(self, *, splits: bool) -> tuple[float, float, float]:
+        """Seconds forward, backward and, where the schedule ``splits`` it, for weights."""
+        if splits:
+            return self.forward.time, self.backward_input.time, self.backward_weight.time
+        return self.forward.time, self.backward.time, 0.0
 
 
 @record(frozen=True)
@@ -169,16 +199,18 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
     hardware = hardware.under_load
     mapping = map_training(hardware, model)
     step = training_step(hardware, model, mapping)
-    segments = _segment_costs(hardware, mapping, step)
+    segments = segment_costs(hardware, mapping, step)
+    held = {name: segment_memory(mapping, step, name) for name in step.segments}
     hop = operator_cost(step.hop, hardware, mapping.groups).cost
     of_content = {
-        content: _part_costs(content, segments, mapping) for content in dict.fromkeys(mapping.parts)
+        content: part_costs(content, segments, mapping, each_pass=mapping.asked.zero >= 2)
+        for content in dict.fromkeys(mapping.parts)
     }
     shape = _shape(mapping, tuple(segments), model.tie_embeddings)
     graph = pipeline_graph(shape)
     stage_parts = [mapping.parts_of(stage) for stage in range(mapping.pipeline)]
     with_parts = {
-        parts: _stage_costs(hardware, mapping, step, segments, of_content, parts)
+        parts: _stage_costs(hardware, mapping, segments, held, of_content, parts)
         for parts in dict.fromkeys(stage_parts)
     }
     durations = _durations(graph, mapping, segments, of_content)
@@ -186,7 +218,8 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
         durations[graph.update(stage)] = with_parts[parts].update.time
     tied_time = 0.0
     if shape.tied:
-        tied_time = _tied_reduction(hardware, mapping, step).time
+        tied = tied_collective(step.segments[EMBEDDING].parameters, mapping)
+        tied_time = operator_cost(tied, hardware, mapping.groups).cost.time
         durations[graph.tied_gradient] = tied_time
     ends = graph.graph.execute(durations, (0.0, hop.time))
     time = max(ends[task] for task in graph.updates)
@@ -207,7 +240,7 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
         simulated = pipeline_time(graph, durations, step.hop.message_bytes, hardware, group)
         # Devices that also wait for their links are never earlier, but for rounding.
         time = max(time, simulated)
-    transfers = [_transfers(mapping, stage) for stage in range(mapping.pipeline)]
+    transfers = [stage_transfers(mapping, stage) for stage in range(mapping.pipeline)]
     sent = {number: hop * (mapping.num_microbatches * number) for number in set(transfers)}
     stages = []
     for stage, parts in enumerate(stage_parts):
@@ -220,12 +253,11 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
                 costs.update,
                 costs.gradient,
                 sent[transfers[stage]],
-                # The rest is waiting for the stage that shares the embedding.
-                min(max(0.0, after), costs.gradient.time + tied_time),
+                exposed_gradient_time(after, costs.gradient.time, tied_time),
                 stage_memory(
                     hardware,
                     mapping,
-                    step,
+                    held,
                     parts,
                     costs.parameters,
                     peak_in_flight(
@@ -236,6 +268,8 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
                         stage,
                         costs.weights,
                     ),
+                    step.boundary_bytes,
+                    step.hop.message_bytes,
                 ),
             )
         )
@@ -275,17 +309,12 @@ def _durations(
     graph: PipelineGraph,
     mapping: TrainingMapping,
     segments: dict[str, SegmentCosts],
-    of_content: Mapping[tuple[str, ...], _PartCosts],
+    of_content: Mapping[tuple[str, ...], PartCosts],
 ) -> list[float]:
     """Seconds by kind of task, but for updates and the tied gradient."""
     durations = graph.durations()
     splits = mapping.asked.schedule == "zero_bubble"
-    times = {
-        content: (costs.forward.time, costs.backward_input.time, costs.backward_weight.time)
-        if splits
-        else (costs.forward.time, costs.backward.time, 0.0)
-        for content, costs in of_content.items()
-    }
+    times = {content: costs.times(splits=splits) for content, costs in of_content.items()}
     for part, content in enumerate(mapping.parts):
         forward, backward, backward_weight = times[content]
         durations[graph.forward(part)] = forward
@@ -294,9 +323,8 @@ def _durations(
             durations[graph.backward_weight(part)] = backward_weight
     if mapping.asked.zero < 2:
         for kind, costs in enumerate(segments.values()):
-            last = costs.backward_weight_total if splits else costs.backward_total
-            durations[graph.segment_backward(kind)] = last.paced().time
-            durations[graph.segment_gradient(kind)] = _gradient_time(costs, mapping)
+            durations[graph.segment_backward(kind)] = costs.last_backward_time(splits=splits)
+            durations[graph.segment_gradient(kind)] = gradient_time(costs, mapping)
     return durations
 
 
@@ -306,13 +334,13 @@ def _chains(
     mapping: TrainingMapping,
     step: TrainingStep,
     segments: dict[str, SegmentCosts],
-    of_content: Mapping[tuple[str, ...], _PartCosts],
+    of_content: Mapping[tuple[str, ...], PartCosts],
     stages: Sequence[_StageCosts],
 ) -> dict[int, list[tuple[Item, ...]]]:
     """The operators of every kind of task, for one rank of the stage.
 
-    What a pass takes beyond its operators, such as waiting for the host, follows them; what it
-    waits for the data group (ZeRO 2 and 3) is time on the link, as the schedule says.
+    What a pass takes beyond its operators, such as waiting for the host, follows them. Weights that
+    are gathered for a pass and gradients that are reduced with it (ZeRO 2 and 3) are collectives.
 
     Raises:
         NetworkError: the layout runs passes of several microbatches beside each other.
@@ -326,11 +354,8 @@ def _chains(
             " mode full_astrasim_flattened does not"
         )
     splits = mapping.asked.schedule == "zero_bubble"
-
-    def rest(whole: Cost, of_segments: Cost) -> tuple[Item, ...]:
-        link = max(0.0, whole.data_communication - of_segments.data_communication)
-        waiting = max(0.0, whole.launch - of_segments.launch)
-        return Item(compute=waiting + whole.host_transfer), Item(link=link)
+    each_pass = mapping.asked.zero >= 2
+    prefetch = mapping.asked.overlap_parameter_gather
 
     operators = {
         name: (
@@ -349,15 +374,37 @@ def _chains(
     }
     chains: dict[int, list[tuple[Item, ...]]] = {kind: [] for kind in graph.graph.kind}
 
-    def add(kind: int, which: int, content: Iterable[str], whole: Cost) -> None:
+    def gathered(costs: SegmentCosts, share: float = 1.0) -> tuple[Item, ...]:
+        items = link_items(costs.gather, hardware, share)
+        done = sum(item.cost.time for item in costs.gather)
+        return (*items, Item(link=max(0.0, costs.gather_total.time - done) * share))
+
+    def of_pass(names: Iterable[str], which: int) -> tuple[Item, ...]:
+        parts: list[tuple[tuple[Item, ...], tuple[Item, ...], tuple[Item, ...]]] = []
+        for name in names:
+            costs, items = segments[name], operators[name][which]
+            gather = gathered(costs) if costs.gather and which < 2 else ()
+            last = which == (2 if splits else 1)
+            reduction = link_items(costs.gradient, hardware) if last else ()
+            if which == 1 and costs.again:
+                recomputed = len(costs.forward)
+                parts.append((gather, items[:recomputed], ()))
+                parts.append((gathered(costs, costs.again), items[recomputed:], reduction))
+            else:
+                parts.append((gather, items, reduction))
+        return sharded_pass(parts, prefetch=prefetch)
+
+    def add(kind: int, which: int, content: Sequence[str], whole: Cost) -> None:
         if kind not in chains:
             # With one microbatch a part's backward pass is run by segments only.
             return
-        of_segments = NOTHING
-        for name in content:
-            chains[kind].append(operators[name][which])
-            of_segments += kept[name][which]
-        chains[kind].append(rest(whole, of_segments))
+        if each_pass:
+            chains[kind].append(of_pass(content, which))
+        else:
+            chains[kind] += [operators[name][which] for name in content]
+        launched = sum(kept[name][which].launch for name in content)
+        waiting = max(0.0, whole.launch - launched)
+        chains[kind].append((Item(compute=waiting + whole.host_transfer),))
 
     for part, content in enumerate(mapping.parts):
         costs, back = of_content[content], content[::-1]
@@ -365,7 +412,7 @@ def _chains(
         add(graph.backward(part), 1, back, costs.backward_input if splits else costs.backward)
         if splits:
             add(graph.backward_weight(part), 2, back, costs.backward_weight)
-    if mapping.asked.zero < 2:
+    if not each_pass:
         for kind, (name, item) in enumerate(segments.items()):
             last = 2 if splits else 1
             add(graph.segment_backward(kind), last, (name,), kept[name][last].paced())
@@ -377,7 +424,8 @@ def _chains(
         after = Item(compute=max(0.0, of_stage.update.time - done.time))
         chains[graph.update(stage)] = [chain_items(of_stage.update_operators, hardware), (after,)]
     if graph.shape.tied:
-        tied = operator_cost(_tied_collective(mapping, step), hardware, mapping.groups)
+        sent = tied_collective(step.segments[EMBEDDING].parameters, mapping)
+        tied = operator_cost(sent, hardware, mapping.groups)
         chains[graph.tied_gradient] = [chain_items((tied,), hardware)]
     return chains
 
@@ -396,7 +444,7 @@ def _placed(mapping: TrainingMapping) -> dict[str, tuple[Group, int]]:
     return {name: (mapping.groups[name], distance) for name, distance in distances.items()}
 
 
-def _segment_costs(
+def segment_costs(
     hardware: Hardware, mapping: TrainingMapping, step: TrainingStep
 ) -> dict[str, SegmentCosts]:
     """Costs of all segments by name."""
@@ -421,15 +469,14 @@ def _in_sum(
     mapping: TrainingMapping,
     step: TrainingStep,
 ) -> SegmentCosts:
-    """Sums for one segment; ``chains``: costs of its blocks as ``_segment_costs`` lists them."""
+    """Sums for one segment; ``chains``: costs of its blocks as ``segment_costs`` lists them."""
     forward, backward, gather, gradient, *split = chains
-    software = hardware.config.sw_param
-    each_pass = mapping.asked.zero >= 2
-    reduction = total(gradient, software)
+    over_data = data_costs(name, gather, gradient, hardware, mapping, step)
+    kept = kept_bytes(mapping, step, name)
 
     def whole(chain: tuple[OperatorCost, ...]) -> Cost:
         cost = chain_total(chain, hardware, mapping.groups, issued=True)
-        return _beside_others(cost, name, hardware, mapping, step)
+        return beside_others(cost, kept, hardware, mapping)
 
     backward_input = backward_weight = NOTHING
     if split:
@@ -444,35 +491,81 @@ def _in_sum(
         whole(backward),
         backward_input,
         backward_weight,
-        total(gather, software),
-        reduction if each_pass else NOTHING,
-        NOTHING if each_pass else reduction,
+        over_data.gather,
+        over_data.reduction,
+        over_data.gradient,
         tuple(split) if split else (backward,),
+        over_data.again,
     )
 
 
-def _beside_others(
-    cost: Cost, name: str, hardware: Hardware, mapping: TrainingMapping, step: TrainingStep
+def data_costs(
+    name: str,
+    gather: tuple[OperatorCost, ...],
+    gradient: tuple[OperatorCost, ...],
+    hardware: Hardware,
+    mapping: TrainingMapping,
+    step: TrainingStep,
+) -> DataCosts:
+    """Sums of what a segment sends over its data group, from the costs of those two blocks."""
+    each_pass = mapping.asked.zero >= 2
+    reduction = total(gradient, hardware.config.sw_param)
+    return DataCosts(
+        _gathering(gather, name, hardware, mapping, step),
+        reduction if each_pass else NOTHING,
+        NOTHING if each_pass else reduction,
+        gathered_again(mapping, step.segments[name].own) if name.endswith(RECOMPUTED) else 0.0,
+    )
+
+
+def _gathering(
+    gather: tuple[OperatorCost, ...],
+    name: str,
+    hardware: Hardware,
+    mapping: TrainingMapping,
+    step: TrainingStep,
+) -> Cost:
+    """What it takes until a segment's weights are there (ZeRO 3), the host's time included."""
+    software = hardware.config.sw_param
+    cost = total(gather, software)
+    if not gather or not software.host_time_per_gathered_shard:
+        return cost
+    shards = gather_calls(mapping, step.segments[name].own) * mapping.gradient_ranks
+    return cost + Cost(launch=shards * software.host_time_per_gathered_shard)
+
+
+def beside_others(
+    cost: Cost, kept_bytes: float, hardware: Hardware, mapping: TrainingMapping
 ) -> Cost:
     """A segment's pass beside what the layout lets go on meanwhile.
 
     Tokens travel to and from experts while another microbatch is computed (DualPipe of DeepSeek-V3,
-    arXiv 2412.19437, 3.2.1); activations leave to, or come back from, the host.
+    arXiv 2412.19437, 3.2.1); activations, ``kept_bytes`` of them, leave to the host or come back.
     """
-    if mapping.asked.overlap_expert_communication:
-        hidden = min(cost.expert_communication, cost.time - cost.expert_communication)
+    overlaps = mapping.asked.overlap_expert_communication
+    if some(overlaps):
+        hidden = smaller(cost.expert_communication, cost.time - cost.expert_communication)
         # Nothing is computed beside what one of the microbatches sends.
-        cost += Cost(expert_communication=hidden / mapping.num_microbatches - hidden)
-    if mapping.asked.offload == "optimizer_and_activations":
-        moving = kept_bytes(mapping, step, name) / _host_bandwidth(hardware)
-        cost += Cost(host_transfer=max(0.0, moving - cost.time))
+        less = hidden / mapping.num_microbatches - hidden
+        cost += Cost(expert_communication=where(overlaps, less, 0.0))
+    leave = mapping.asked.offload == "optimizer_and_activations"
+    if some(leave):
+        moving = kept_bytes / host_bandwidth(hardware)
+        cost += Cost(host_transfer=where(leave, larger(0.0, moving - cost.time), 0.0))
     return cost
 
 
-def _part_costs(
-    content: tuple[str, ...], segments: dict[str, SegmentCosts], mapping: TrainingMapping
-) -> _PartCosts:
-    """Costs of one microbatch's passes through a part with these segments."""
+def part_costs(
+    content: tuple[str, ...],
+    segments: Mapping[str, SegmentCosts],
+    mapping: TrainingMapping,
+    *,
+    each_pass: bool,
+) -> PartCosts:
+    """Costs of one microbatch's passes through a part with these segments.
+
+    ``each_pass``: gradients are reduced with each pass (ZeRO 2 and 3).
+    """
     counts = Counter(content)
 
     def summed(name: str) -> Cost:
@@ -486,17 +579,20 @@ def _part_costs(
     ) -> Cost:
         cost = summed(name)
         # What the host has saved up in the pass before, the device need not wait for.
-        ahead = max(0.0, before.time - before.issue)
-        cost += Cost(launch=max(0.0, cost.issue - cost.time - ahead))
+        ahead = larger(0.0, before.time - before.issue)
+        cost += Cost(launch=larger(0.0, cost.issue - cost.time - ahead))
         compute, time = cost.time, 0.0
-        if mapping.asked.zero >= 2:
+        if each_pass:
             costs = [segments[segment] for segment in names]
+            after_recomputing = gathers and name != "forward_total"
             time = pass_time(
                 [
                     PassSegment(
                         item.gather_total.time if gathers else 0.0,
                         getattr(item, name).time,
                         item.reduction_total.time if reduces else 0.0,
+                        item.forward_total.time,
+                        item.again if after_recomputing else 0.0,
                     )
                     for item in costs
                 ],
@@ -504,13 +600,17 @@ def _part_costs(
             )
             if gathers:
                 cost += _untimed(summed("gather_total"))
+            if after_recomputing:
+                for segment, count in counts.items():
+                    item = segments[segment]
+                    cost += _untimed(item.gather_total) * (item.again * count)
             if reduces:
                 cost += _untimed(summed("reduction_total"))
-        return cost + Cost(data_communication=max(0.0, time - compute))
+        return cost + Cost(data_communication=larger(0.0, time - compute))
 
     forward = complete("forward_total", content, reduces=False)
     if mapping.asked.schedule == "zero_bubble":
-        return _PartCosts(
+        return PartCosts(
             forward,
             NOTHING,
             complete("backward_input_total", reversed(content), reduces=False),
@@ -519,37 +619,37 @@ def _part_costs(
     # With a single stage nothing comes between a microbatch's passes.
     before = summed("forward_total") if len(mapping.parts) == 1 else NOTHING
     backward = complete("backward_total", reversed(content), reduces=True, before=before)
-    return _PartCosts(forward, backward, NOTHING, NOTHING)
+    return PartCosts(forward, backward, NOTHING, NOTHING)
 
 
 def _stage_costs(
     hardware: Hardware,
     mapping: TrainingMapping,
-    step: TrainingStep,
-    segments: dict[str, SegmentCosts],
-    of_content: Mapping[tuple[str, ...], _PartCosts],
+    segments: Mapping[str, SegmentCosts],
+    held: Mapping[str, SegmentMemory],
+    of_content: Mapping[tuple[str, ...], PartCosts],
     parts: Parts,
 ) -> _StageCosts:
-    """``segments`` by name, ``of_content`` by the segments of a part; ``parts`` of the stage."""
-    passes = NOTHING
-    for part in parts:
-        passes += of_content[part].forward + _backward_of(of_content[part], mapping)
-    parameters = stage_parameters(step, parts)
-    update_operators, update = _update(hardware, mapping, step, parameters)
+    """``segments`` and ``held`` by name, ``of_content`` by the segments of a part."""
+    parameters = stage_parameters(held, parts)
+    update_operators, update = update_costs(hardware, mapping, parameters)
     return _StageCosts(
         parameters,
-        part_weights(mapping, step, parts),
-        passes * mapping.num_microbatches,
-        _stage_gradient(segments, parts),
+        part_weights(held, parts),
+        stage_passes(of_content, parts) * mapping.num_microbatches,
+        stage_gradient(segments, parts),
         update_operators,
         update,
     )
 
 
-def _backward_of(part: _PartCosts, mapping: TrainingMapping) -> Cost:
-    if mapping.asked.schedule == "zero_bubble":
-        return part.backward_input + part.backward_weight
-    return part.backward
+def stage_passes(of_content: Mapping[tuple[str, ...], PartCosts], parts: Parts) -> Cost:
+    """One microbatch's passes through all parts of a stage."""
+    passes = NOTHING
+    for part in parts:
+        costs = of_content[part]
+        passes += costs.forward + costs.backward + costs.backward_input + costs.backward_weight
+    return passes
 
 
 def _untimed(cost: Cost) -> Cost:
@@ -563,7 +663,8 @@ def _untimed(cost: Cost) -> Cost:
     )
 
 
-def _host_bandwidth(hardware: Hardware) -> float:
+def host_bandwidth(hardware: Hardware) -> float:
+    """Bytes/s between a device and the host's memory; InfeasiblePoint if there is none."""
     bandwidth = hardware.config.sw_param.host_bandwidth
     if bandwidth is None:
         raise InfeasiblePoint(
@@ -572,7 +673,7 @@ def _host_bandwidth(hardware: Hardware) -> float:
     return bandwidth
 
 
-def _gradient_time(costs: SegmentCosts, mapping: TrainingMapping) -> float:
+def gradient_time(costs: SegmentCosts, mapping: TrainingMapping) -> float:
     """Time to reduce a segment's gradients beside the passes of others.
 
     Within a node, data and tensor group share their links; what the tensor group takes of them
@@ -580,18 +681,25 @@ def _gradient_time(costs: SegmentCosts, mapping: TrainingMapping) -> float:
     """
     time = costs.gradient_total.paced().time
     beside = costs.backward_total
-    same_links = mapping.groups["data"].inter_size == 1 and mapping.groups["tensor"].size > 1
-    if not (time and same_links and mapping.asked.overlap_gradient_reduction):
-        return time
-    return time + beside.communication
+    same_links = (mapping.groups["data"].inter_size == 1) & (mapping.groups["tensor"].size > 1)
+    shared = same_links & mapping.asked.overlap_gradient_reduction & (time > 0)
+    slowed: float = where(shared, beside.communication, 0.0)
+    return time + slowed
 
 
-def _update(
-    hardware: Hardware,
-    mapping: TrainingMapping,
-    step: TrainingStep,
-    parameters: Parameters,
+def exposed_gradient_time(after: float, gradient_time: float, tied_time: float) -> float:
+    """What of the time ``after`` the last backward pass goes into reducing gradients.
+
+    The rest is waiting for the stage that shares the embedding.
+    """
+    exposed: float = smaller(larger(0.0, after), gradient_time + tied_time)
+    return exposed
+
+
+def update_costs(
+    hardware: Hardware, mapping: TrainingMapping, parameters: Parameters
 ) -> tuple[tuple[OperatorCost, ...], Cost]:
+    """Operators of the update of a device with these parameters, and all that it takes."""
     block = update_block(hardware, mapping, parameters)
     costs = block_cost(block, hardware, mapping.groups)
     software = hardware.config.sw_param
@@ -615,12 +723,13 @@ def _update(
         if mapping.asked.zero >= 1:
             own = sharded(mapping, parameters)
         # States come in and go out, each direction beside the other and beside the update.
-        moved = own * OPTIMIZER_STATE_BYTES / _host_bandwidth(hardware)
+        moved = own * OPTIMIZER_STATE_BYTES / host_bandwidth(hardware)
         cost += Cost(host_transfer=max(0.0, moved - (cost.time - cost.waiting)))
     return costs, cost
 
 
-def _stage_gradient(segments: dict[str, SegmentCosts], parts: Parts) -> Cost:
+def stage_gradient(segments: Mapping[str, SegmentCosts], parts: Parts) -> Cost:
+    """Reductions of gradients at the end of the step, of all segments of a stage."""
     gradient = NOTHING
     for part in parts:
         for name, count in Counter(part).items():
@@ -628,21 +737,18 @@ def _stage_gradient(segments: dict[str, SegmentCosts], parts: Parts) -> Cost:
     return gradient
 
 
-def _tied_reduction(hardware: Hardware, mapping: TrainingMapping, step: TrainingStep) -> Cost:
+def tied_collective(embedding: Parameters, mapping: TrainingMapping) -> Collective:
     """First and last stage add up the gradients of the embedding matrix that they share."""
-    return operator_cost(_tied_collective(mapping, step), hardware, mapping.groups).cost
-
-
-def _tied_collective(mapping: TrainingMapping, step: TrainingStep) -> Collective:
+    matrix = embedding.dense - embedding.replicated
     return Collective(
         "tied_embedding_reduction",
         "all_reduce",
         "embedding",
-        step.segments[EMBEDDING].forward.parameters * mapping.asked.gradient_bytes,
+        matrix * mapping.asked.gradient_bytes,
     )
 
 
-def _transfers(mapping: TrainingMapping, stage: int) -> int:
+def stage_transfers(mapping: TrainingMapping, stage: int) -> int:
     """Transfers that a stage sends per microbatch: onward forward, back backward."""
     last = len(mapping.parts) - 1
     return sum((part < last) + (part > 0) for part in range(stage, last + 1, mapping.pipeline))

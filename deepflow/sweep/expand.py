@@ -28,12 +28,34 @@ MOST_POINTS = 10_000_000
 """Most combinations before ``where``; an array of this many numbers still fits anywhere."""
 
 
+_last: Sweep | None = None
+
+
 def load_sweep(path: str | Path) -> Sweep:
     """Read and check a sweep file and the configurations that it names.
 
+    As long as all of them say the same as when they were last read, it is the same object: jobs of
+    one sweep follow each other in a process, and each would expand it again.
+
     Raises ConfigError for every mistake that can be seen without predicting a point.
     """
-    file = str(path)
+    global _last
+    sweep = _read_sweep(str(path))
+    if _last is None or not _mean_the_same(sweep, _last):
+        _last = sweep
+    return _last
+
+
+def _mean_the_same(one: Sweep, other: Sweep) -> bool:
+    """Axes follow from the text and the configurations, which digests tell apart to the letter."""
+    return (one.file, one.text) == (other.file, other.text) and all(
+        (a.hardware, a.model, a.digests.texts) == (b.hardware, b.model, b.digests.texts)
+        for row, again in zip(one.bases, other.bases, strict=True)
+        for a, b in zip(row, again, strict=True)
+    )
+
+
+def _read_sweep(file: str) -> Sweep:
     content = check_object(read_yaml(file), SWEEP_SCHEMA, file)
     hardware_files = _files(content["hardware"], "hardware", file)
     model_files = _files(content["model"], "model", file)
@@ -187,7 +209,9 @@ def _axis(
     labels, columns = [], []
     for settings, (hardware, model) in zip(group, changes, strict=True):
         texts = [identity.value_text(setting.value) for setting in settings]
-        labels.append(",".join(f"{name}={text}" for name, text in zip(short, texts, strict=True)))
+        labels.append(
+            identity.JOINT.join(f"{name}={text}" for name, text in zip(short, texts, strict=True))
+        )
         # Each setting adds one key to one side, in order.
         of_hardware, of_model = iter(hardware.values()), iter(model.values())
         columns.append(
@@ -255,7 +279,7 @@ def _sweep_name(file: str) -> str:
         raise ConfigError(
             "the file's name becomes a directory of results",
             file=file,
-            allowed="letters, digits, and . _ + - inside",
+            allowed="letters, digits, and . _ - inside",
         )
     return name
 

@@ -14,10 +14,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, product
 from typing import TYPE_CHECKING
 
 from deepflow.config import HardwareConfig, ModelConfig, did_you_mean
-from deepflow.errors import ConfigError
+from deepflow.config.schema import replace_paths
+from deepflow.errors import ConfigError, DeepFlowError
 from deepflow.sweep import identity
 from deepflow.sweep.plots import Plot
 from deepflow.sweep.settings import Changes, Setting
@@ -31,6 +33,19 @@ if TYPE_CHECKING:
 
 MOST_FILES = 1000
 """Up to this many points, each has its own job and file unless the sweep says otherwise."""
+
+_PROGRAM_PATHS = tuple(
+    f"execution_backend.{key}"
+    for key in (
+        "model",
+        "astra.mode",
+        "astra.simulator",
+        "astra.binary",
+        "astra.binary_congestion_aware",
+    )
+)
+
+_HASHED_TOGETHER = 2**16
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,17 @@ class Point:
             and used["astra.simulator"] != "embedded"
         )
 
+    @property
+    def programs(self) -> str:
+        """Fingerprints of the ASTRA-sims of the user that the point runs by itself, "" for none.
+
+        In the mode hybrid it reads their results from files, whose names say of which program.
+        The digest does not have them: it is the same on all machines.
+        """
+        if self.may_run_astra_sim:
+            return ""
+        return _programs(self.base.hardware, [self.hardware_overrides])
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -140,24 +166,16 @@ class Sweep:
         """The combinations that ``where`` keeps, numbered with the last axis fastest."""
         import numpy as np
 
-        kept = np.ones(self.shape, bool)
-        if self.condition is not None:
-            # The condition is evaluated once per combination of the axes that it reads.
-            read = [
-                any(identifier(name) in self.condition.names for name in axis.names)
-                for axis in self.axes
-            ]
-            part = tuple(size if reads else 1 for size, reads in zip(self.shape, read, strict=True))
-            answers = np.fromiter(
-                (
-                    self.condition.holds(self._condition_values(positions))
-                    for positions in np.ndindex(part)
-                ),
-                bool,
-                math.prod(part),
-            )
-            kept &= answers.reshape(part)
-        numbers = np.flatnonzero(kept)
+        if self.condition is None:
+            return np.arange(math.prod(self.shape))
+        # Each part of the condition is evaluated once per combination of the axes that it reads.
+        values = {
+            identifier(name): (place, [row[name] for row in axis.columns])
+            for place, axis in enumerate(self.axes)
+            for name in axis.names
+        }
+        kept = self.condition.holds_over(values, len(self.shape))
+        numbers = np.flatnonzero(np.broadcast_to(kept, self.shape))
         if not numbers.size:
             raise ConfigError(
                 "leaves no point", file=self.file, key="where", value=self.condition_text
@@ -178,11 +196,13 @@ class Sweep:
         """1: every point has its own job and file. More: the most points of a mean shard.
 
         Chosen by the number of points unless the sweep file says: starting a job costs as much
-        as a few hundred predictions, and Snakemake's own work grows with the number of jobs.
+        as a few hundred predictions, Snakemake's own work grows with the number of jobs, and the
+        more points are evaluated together, the less time each of them takes. There are some jobs
+        for the cores to share, and none that takes long to make again.
         """
         if self.points_per_job_wanted is not None:
             return self.points_per_job_wanted
-        return 1 if self.count <= MOST_FILES else max(500, math.ceil(self.count / 256))
+        return 1 if self.count <= MOST_FILES else max(500, min(25_000, math.ceil(self.count / 8)))
 
     @property
     def sharded(self) -> bool:
@@ -205,15 +225,62 @@ class Sweep:
 
         wanted = self.numbers if numbers is None else np.asarray(numbers)
         for start in range(0, len(wanted), 4096):
-            columns = np.unravel_index(wanted[start : start + 4096], self.shape)
-            for positions in zip(*(column.tolist() for column in columns), strict=True):
-                yield self._point(positions)
+            for positions in self.positions(wanted[start : start + 4096]).tolist():
+                yield self.at(positions)
+
+    def at(self, positions: Sequence[int]) -> Point:
+        """The point at one position on every axis."""
+        base = self.bases[positions[0]][positions[1]]
+        labels: list[str] = []
+        axis_values: dict[str, object] = {}
+        hardware: dict[str, object] = {}
+        model: dict[str, object] = {}
+        settings: tuple[Setting, ...] = ()
+        for axis, overrides, position in zip(self.axes, base.overrides, positions, strict=True):
+            if axis.names:
+                labels.append(axis.labels[position])
+                axis_values.update(axis.columns[position])
+            hardware.update(overrides[position][0])
+            model.update(overrides[position][1])
+            settings += axis.settings[position]
+        return Point(identity.point_id(labels), base, axis_values, hardware, model, settings)
+
+    def positions(self, numbers: Numbers) -> Numbers:
+        """The position on every axis of the points with these numbers, shape (points, axes)."""
+        import numpy as np
+
+        return np.stack(np.unravel_index(numbers, self.shape), axis=1)
+
+    def digests(self, positions: Numbers) -> list[str]:
+        """``Point.digest`` of the points at ``positions`` (points, axes)."""
+        import numpy as np
+
+        digests = np.empty(len(positions), object)
+        for base, of_base in self.by_base(positions):
+            values: dict[str, tuple[list[object], Numbers]] = {}
+            for axis, places in enumerate(positions[of_base].T):
+                present, which = np.unique(places, return_inverse=True)
+                changes = [base.overrides[axis][place] for place in present.tolist()]
+                for side, root in enumerate(("hardware", "model")):
+                    for key in changes[0][side]:
+                        values[f"{root}.{key}"] = ([change[side][key] for change in changes], which)
+            digests[of_base] = base.digests.digests(values)
+        return list(digests)
+
+    def by_base(self, positions: Numbers) -> Iterator[tuple[Base, Numbers]]:
+        """The bases that points at ``positions`` (points, axes) have, each with their indices."""
+        import numpy as np
+
+        files = len(self.bases[0])
+        pairs = positions[:, 0] * files + positions[:, 1]
+        for pair in np.unique(pairs).tolist():
+            yield self.bases[pair // files][pair % files], np.flatnonzero(pairs == pair)
 
     def point(self, point_id: str) -> Point:
         """The point called ``point_id``; raises ConfigError if the sweep has no such point."""
         positions = self._positions_of(point_id)
         if positions is not None and self._keeps(positions):
-            return self._point(positions)
+            return self.at(positions)
         if len(point_id) > identity.LONGEST_ID - 20:
             # Past the greatest length an id ends in a digest, which only a search resolves.
             for point in self.points():
@@ -234,26 +301,35 @@ class Sweep:
         import numpy as np
 
         total = identity.shard_count(self.count, self.points_per_job)
-        hashes = identity.mix(
-            self._sums([[identity.text_hash(label) for label in axis.labels] for axis in self.axes])
-        )
+        labels = [
+            np.array([identity.text_hash(label) for label in axis.labels], np.uint64)
+            for axis in self.axes
+        ]
+        meanings = [np.array(self._meanings(axis), np.uint64) for axis in range(len(self.axes))]
         # A shift by all 64 bits is undefined, so a single shard is told apart.
         shift = np.uint64(64 - total.bit_length() + 1)
-        owners = hashes >> shift if total > 1 else np.zeros_like(hashes)
-        meanings = self._sums([self._meanings(axis) for axis in range(len(self.axes))])
-        lanes = [identity.mix(meanings), identity.mix(meanings * np.uint64(0x9E3779B97F4A7C15))]
+        # The fewer bytes a number has, the fewer passes sorting takes.
+        owners = np.zeros(self.count, np.min_scalar_type(total - 1))
+        sums = np.zeros((2, total), np.uint64)
+        for start in range(0, self.count, _HASHED_TOGETHER):
+            part = slice(start, start + _HASHED_TOGETHER)
+            places = np.unravel_index(self.numbers[part], self.shape)
+            if total > 1:
+                owners[part] = identity.mix(_sum_of(labels, places)) >> shift
+            meaning = _sum_of(meanings, places)
+            for lane, factor in enumerate((1, 0x9E3779B97F4A7C15)):
+                np.add.at(sums[lane], owners[part], identity.mix(meaning * np.uint64(factor)))
 
         order = np.argsort(owners, kind="stable")
-        present, starts = np.unique(owners[order], return_index=True)
-        sums = [np.add.reduceat(lane[order], starts).tolist() for lane in lanes]
+        counts = np.bincount(owners, minlength=total)
+        ends = np.cumsum(counts)
         width = len(str(total))
         shards = {}
-        for index, owner in enumerate(present.tolist()):
-            end = int(starts[index + 1]) if index + 1 < len(starts) else len(order)
-            numbers = self.numbers[order[starts[index] : end]]
+        for owner in np.flatnonzero(counts).tolist():
+            numbers = self.numbers[order[ends[owner] - counts[owner] : ends[owner]]]
             name = f"{owner + 1:0{width}d}of{total}"
-            meaning = f"{len(numbers)} {sums[0][index]:x} {sums[1][index]:x}"
-            digest = hashlib.sha256(meaning.encode()).hexdigest()[:32]
+            content = f"{len(numbers)} {int(sums[0, owner]):x} {int(sums[1, owner]):x}"
+            digest = hashlib.sha256(content.encode()).hexdigest()[:32]
             shards[name] = Shard(name, numbers, digest)
         return shards
 
@@ -267,6 +343,19 @@ class Sweep:
             parts = ((point.id, point.digest) for point in self.points())
         text = "\n".join(f"{name} {digest}" for name, digest in parts)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @cached_property
+    def programs(self) -> str:
+        """Fingerprints of the ASTRA-sims of the user that points run, "" for none."""
+        found = set()
+        for base in (base for row in self.bases for base in row):
+            positions = (
+                {tuple(_choosing_programs(hardware).items()) for hardware, _ in changes}
+                for changes in base.overrides
+            )
+            combinations = (dict(chain.from_iterable(parts)) for parts in product(*positions))
+            found.add(_programs(base.hardware, combinations))
+        return " ".join(sorted(found)).strip()
 
     def plot(self, name: str) -> Plot:
         """The figure of this name; raises ConfigError if the sweep has none."""
@@ -286,17 +375,6 @@ class Sweep:
             raise ConfigError(f"the sweep has no shard {name!r}", file=self.file)
         return self.shards[name]
 
-    def _sums(self, hashes: Sequence[Sequence[int]]) -> identity.Hashes:
-        """Sum over the axes of one hash per position, for each point, modulo 2^64."""
-        import numpy as np
-
-        total = np.zeros(self.shape, np.uint64)
-        for axis, values in enumerate(hashes):
-            along = [1] * len(self.shape)
-            along[axis] = len(values)
-            total += np.array(values, np.uint64).reshape(along)
-        return np.asarray(total.ravel()[self.numbers])
-
     def _meanings(self, axis: int) -> list[int]:
         """One hash per position of what it means for a prediction, and of its label."""
         base = self.bases[0][0]
@@ -313,27 +391,11 @@ class Sweep:
             meanings.append(identity.text_hash("\n".join(lines)))
         return meanings
 
-    def _point(self, positions: Sequence[int]) -> Point:
-        base = self.bases[positions[0]][positions[1]]
-        labels: list[str] = []
-        axis_values: dict[str, object] = {}
-        hardware: dict[str, object] = {}
-        model: dict[str, object] = {}
-        settings: tuple[Setting, ...] = ()
-        for axis, overrides, position in zip(self.axes, base.overrides, positions, strict=True):
-            if axis.names:
-                labels.append(axis.labels[position])
-                axis_values.update(axis.columns[position])
-            hardware.update(overrides[position][0])
-            model.update(overrides[position][1])
-            settings += axis.settings[position]
-        return Point(identity.point_id(labels), base, axis_values, hardware, model, settings)
-
     def _positions_of(self, point_id: str) -> tuple[int, ...] | None:
-        rest = [] if point_id == "base" else point_id.split(",")
+        rest = [] if point_id == "base" else point_id.split(identity.JOINT)
         positions = []
         for axis in self.axes:
-            label, rest = ",".join(rest[: len(axis.names)]), rest[len(axis.names) :]
+            label, rest = identity.JOINT.join(rest[: len(axis.names)]), rest[len(axis.names) :]
             if label not in axis.labels:
                 return None
             positions.append(axis.labels.index(label))
@@ -348,3 +410,36 @@ class Sweep:
             for axis, position in zip(self.axes, positions, strict=True)
             for name, value in axis.columns[position].items()
         }
+
+
+def _sum_of(hashes: Sequence[identity.Hashes], places: Sequence[Numbers]) -> identity.Hashes:
+    """Sum over the axes of one hash per position, for each point, modulo 2^64."""
+    total = hashes[0][places[0]]
+    for values, at in zip(hashes[1:], places[1:], strict=True):
+        total += values[at]
+    return total
+
+
+def _choosing_programs(overrides: Mapping[str, object]) -> dict[str, object]:
+    return {path: overrides[path] for path in _PROGRAM_PATHS if path in overrides}
+
+
+def _programs(hardware: HardwareConfig, changes: Iterable[Mapping[str, object]]) -> str:
+    """Fingerprints of the programs that ``hardware`` runs after each of ``changes``."""
+    found = set()
+    for overrides in changes:
+        changed = replace_paths(hardware, _choosing_programs(overrides))
+        backend = changed.execution_backend
+        if backend.model != "astra" or backend.astra.simulator == "embedded":
+            continue
+        # The other backend need not wait for this to be imported.
+        from deepflow.astra.hybrid import chosen_binary
+
+        for congestion in (False, True):
+            try:
+                binary = chosen_binary(backend.astra, congestion)
+            except DeepFlowError as error:
+                found.add(str(error))
+            else:
+                found.add("" if binary is None else binary.digest)
+    return " ".join(sorted(found)).strip()

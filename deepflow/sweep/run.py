@@ -1,4 +1,4 @@
-"""Predicting points and writing what was found.
+"""What is written about a point, and which simulated collectives it needs.
 
 A configuration whose keys contradict each other, or that no machine can run, is a result in a
 sweep: a row with a status and a reason. A mistake in the input is an error.
@@ -6,17 +6,14 @@ sweep: a row with a status and a reason. A mistake in the input is an error.
 
 from __future__ import annotations
 
-import sys
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from deepflow.config import HardwareConfig, ModelConfig, flatten, with_overrides
-from deepflow.errors import ConfigError, DeepFlowError, InfeasiblePoint
-from deepflow.hardware import derive_hardware
-from deepflow.prediction import COLUMNS, Prediction, predict
+from deepflow.batch import Outcome, evaluate, evaluate_or_explain
+from deepflow.config import flatten
+from deepflow.errors import DeepFlowError
+from deepflow.prediction import COLUMNS
 from deepflow.sweep.quantity import scale_of
 from deepflow.version import MODEL_VERSION, __version__
 
@@ -24,50 +21,17 @@ if TYPE_CHECKING:
     from deepflow.astra.store import StoredCollective
     from deepflow.sweep.points import Point
 
+__all__ = (
+    "VERSIONS",
+    "Outcome",
+    "collectives_of",
+    "evaluate",
+    "evaluate_or_explain",
+    "point_record",
+    "prediction_table",
+)
+
 VERSIONS = {"deepflow_version": __version__, "model_version": MODEL_VERSION}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A prediction with the configuration it was made from, overrides applied."""
-
-    prediction: Prediction
-    hardware: HardwareConfig
-    model: ModelConfig
-
-
-def evaluate(
-    hardware: HardwareConfig,
-    model: ModelConfig,
-    hardware_overrides: Mapping[str, object],
-    model_overrides: Mapping[str, object],
-) -> Outcome:
-    """Predict ``hardware`` and ``model`` with canonical overrides applied.
-
-    Raises InfeasiblePoint if the combination cannot exist, DeepFlowError for mistakes.
-    """
-    try:
-        if hardware_overrides:
-            hardware = with_overrides(hardware, hardware_overrides)
-        if model_overrides:
-            model = with_overrides(model, model_overrides)
-    except ConfigError as error:
-        # Every value has been accepted by itself, so it is their combination that is wrong.
-        raise InfeasiblePoint(str(error)) from None
-    return Outcome(predict(derive_hardware(hardware), model), hardware, model)
-
-
-def evaluate_or_explain(
-    hardware: HardwareConfig,
-    model: ModelConfig,
-    hardware_overrides: Mapping[str, object],
-    model_overrides: Mapping[str, object],
-) -> Outcome:
-    """``evaluate``, with an infeasible point as an outcome that has a status and a reason."""
-    try:
-        return evaluate(hardware, model, hardware_overrides, model_overrides)
-    except InfeasiblePoint as error:
-        return Outcome(Prediction(status=error.status, reason=str(error)), hardware, model)
 
 
 def collectives_of(point: Point) -> dict[str, StoredCollective]:
@@ -101,8 +65,8 @@ def point_record(
 ) -> dict[str, Any]:
     """What a point's JSON file holds: its columns, fingerprint, versions and configuration."""
     return {
-        "hardware": outcome.hardware.name,
-        "model": outcome.model.name,
+        "hardware": hardware_overrides.get("name", outcome.hardware.name),
+        "model": model_overrides.get("name", outcome.model.name),
         **outcome.prediction.as_row(),
         "digest": digest,
         **VERSIONS,
@@ -111,45 +75,6 @@ def point_record(
             "model": {**flatten(outcome.model), **model_overrides},
         },
     }
-
-
-def point_rows(points: Iterable[Point], total: int, what: str) -> Iterator[dict[str, Any]]:
-    """The rows of ``points`` one after the other, with progress on stderr every few seconds.
-
-    Raises DeepFlowError, naming the point, for the first one that fails.
-    """
-    started = reported = time.monotonic()
-    for done, point in enumerate(points):
-        now = time.monotonic()
-        if now - reported >= 5:
-            reported = now
-            rate = done / (now - started)
-            print(
-                f"{what}: {done} of {total} points, {rate:.0f} points/s,"
-                f" {(total - done) / rate:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
-        try:
-            outcome = evaluate_or_explain(
-                point.base.hardware,
-                point.base.model,
-                point.hardware_overrides,
-                point.model_overrides,
-            )
-        except DeepFlowError as error:
-            raise DeepFlowError(f"point {point.id}: {error}") from error
-        yield {
-            "point": point.id,
-            "hardware": outcome.hardware.name,
-            "model": outcome.model.name,
-            "axes": point.axis_values,
-            **outcome.prediction.as_row(),
-            "digest": point.digest,
-            **VERSIONS,
-        }
-    seconds = time.monotonic() - started
-    print(f"{what}: {total} points in {seconds:.1f} s", file=sys.stderr)
 
 
 def prediction_table(outcome: Outcome) -> str:

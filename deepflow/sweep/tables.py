@@ -6,24 +6,33 @@ Point files and shards are read one after the other, so memory does not grow wit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepflow.batch import PointError, empty_columns, predict_points
 from deepflow.config import flatten
 from deepflow.config.schema import keys_of
-from deepflow.files import atomic_output, unusable
+from deepflow.errors import DeepFlowError
+from deepflow.files import all_unusable, atomic_output, unusable
 from deepflow.prediction import COLUMNS, Column
-from deepflow.sweep.points import Sweep
-from deepflow.sweep.run import VERSIONS, point_rows
+from deepflow.sweep import identity
+from deepflow.sweep.points import Base, Shard, Sweep
+from deepflow.sweep.run import VERSIONS
 from deepflow.sweep.settings import Setting, canonical_settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from deepflow.sweep.points import Numbers
+
 METADATA_KEY = b"deepflow"
 ROWS_AT_ONCE = 10_000
+PREDICTED_TOGETHER = 32_768
+SECONDS_BETWEEN_REPORTS = 5
 
 _BEFORE = {
     "point": Column(str, "", "readable id: the axes and their values"),
@@ -117,16 +126,116 @@ def write_shard(sweep: Sweep, name: str, output: str | Path) -> None:
     Raises DeepFlowError, naming the point, if one fails; then there is no file.
     """
     shard = sweep.shard(name)
-    points = sweep.points(shard.numbers)
-    rows = point_rows(points, len(shard.numbers), f"{sweep.name} {name}")
     schema = summary_schema(sweep).with_metadata({b"shard_digest": shard.digest.encode()})
-    _write(_tables(rows, axis_columns(sweep), schema), schema, output)
+    _write(_predicted_tables(sweep, shard, schema), schema, output)
+
+
+def _predicted_tables(sweep: Sweep, shard: Shard, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of a shard, with progress on stderr every few seconds."""
+    total, what = len(shard.numbers), f"{sweep.name} {shard.name}"
+    started = reported = time.monotonic()
+    for first in range(0, total, PREDICTED_TOGETHER):
+        now = time.monotonic()
+        if now - reported >= SECONDS_BETWEEN_REPORTS:
+            reported = now
+            rate = first / (now - started)
+            print(
+                f"{what}: {first} of {total} points, {rate:.0f} points/s,"
+                f" {(total - first) / rate:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+        positions = sweep.positions(shard.numbers[first : first + PREDICTED_TOGETHER])
+        yield _predicted_table(sweep, positions, schema)
+    seconds = time.monotonic() - started
+    print(f"{what}: {total} points in {seconds:.1f} s", file=sys.stderr)
+
+
+def _predicted_table(sweep: Sweep, positions: Numbers, schema: pa.Schema) -> pa.Table:
+    """The points at ``positions`` (points, axes), predicted, in columns throughout."""
+    import numpy as np
+    import pyarrow as pa
+
+    points = len(positions)
+    columns: dict[str, Any] = {
+        **{name: np.empty(points, object) for name in ("hardware", "model")},
+        **empty_columns(points),
+        **{name: np.full(points, version, object) for name, version in VERSIONS.items()},
+    }
+    for base, which in sweep.by_base(positions):
+        try:
+            predicted = predict_points(base.hardware, base.model, base.overrides, positions[which])
+        except PointError as error:
+            point = sweep.at(positions[which[error.index]].tolist())
+            raise DeepFlowError(f"point {point.id}: {error}") from error
+        for name, values in predicted.items():
+            columns[name][which] = values
+        for side, config in enumerate((base.hardware, base.model)):
+            columns[("hardware", "model")[side]][which] = _names(
+                config.name, side, base, positions[which]
+            )
+    labels = []
+    shown = axis_columns(sweep)
+    for axis, places in zip(sweep.axes, positions.T, strict=True):
+        present, which = np.unique(places, return_inverse=True)
+        if axis.names:
+            labels.append(pa.array([axis.labels[place] for place in present.tolist()]).take(which))
+        for name in axis.names:
+            if name in shown:
+                kind = schema.field(shown[name]).type
+                given = [axis.columns[place][name] for place in present.tolist()]
+                if pa.types.is_string(kind):
+                    given = [None if value is None else str(value) for value in given]
+                columns[shown[name]] = pa.array(given, kind).take(which)
+    columns["point"] = _ids(labels, points)
+    columns["digest"] = sweep.digests(positions)
+    return pa.table([_arrow(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def _names(name: str, side: int, base: Base, positions: Numbers) -> Any:
+    """The name of a configuration of each point: an axis may set it, whatever it is for."""
+    import numpy as np
+
+    for axis, places in zip(base.overrides, positions.T, strict=True):
+        if "name" in axis[0][side]:
+            return np.array([axis[place][side]["name"] for place in places.tolist()], object)
+    return name
+
+
+def _ids(labels: Sequence[pa.Array], points: int) -> pa.Array:
+    """``point_id`` of every point; ``labels``: those of each axis that has a name."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not labels:
+        return pa.array([identity.point_id(())] * points)
+    ids = pc.binary_join_element_wise(*labels, identity.JOINT)
+    long = pc.greater(pc.binary_length(ids), identity.LONGEST_ID)
+    if pc.any(long).as_py():
+        shortened = [identity.point_id([text]) for text in ids.filter(long).to_pylist()]
+        ids = pc.replace_with_mask(ids, long, pa.array(shortened))
+    return ids
+
+
+def _arrow(values: Any, kind: pa.DataType) -> pa.Array:
+    """An Arrow column; numbers that are None are NaN in ``values``."""
+    import numpy as np
+    import pyarrow as pa
+
+    if isinstance(values, pa.Array):
+        return values
+    if isinstance(values, np.ndarray) and values.dtype == float:
+        # Arrow makes nulls of NaN, and booleans of no floats.
+        column = pa.array(values, from_pandas=True)
+        return column.cast(pa.int8()).cast(kind) if pa.types.is_boolean(kind) else column.cast(kind)
+    return pa.array(values, kind)
 
 
 def gather(sweep: Sweep, results: str | Path, output: str | Path) -> None:
     """Write one table of all points from the files that their jobs left below ``results``.
 
-    Raises DeepFlowError for a file that is missing, damaged, or made from other settings.
+    Says on stderr how many points fell back to another backend, and why. Raises DeepFlowError for
+    a file that is missing, damaged, or made from other settings.
     """
     schema = summary_schema(sweep)
     if sweep.sharded:
@@ -135,6 +244,17 @@ def gather(sweep: Sweep, results: str | Path, output: str | Path) -> None:
         rows = _point_file_rows(sweep, Path(results))
         tables = _tables(rows, axis_columns(sweep), schema)
     _write(tables, schema, output)
+    _report_fallbacks(output)
+
+
+def _report_fallbacks(summary: str | Path) -> None:
+    import pyarrow.parquet as pq
+
+    reasons = pq.read_table(summary, columns=["fallback_reason"])["fallback_reason"]
+    for found in reasons.value_counts().to_pylist():
+        if found["values"]:
+            how_many = f"{found['counts']} of {len(reasons)} points"
+            print(f"{how_many} fell back to closed forms: {found['values']}", file=sys.stderr)
 
 
 def write_csv(summary: str | Path, output: str | Path) -> None:
@@ -156,38 +276,50 @@ def write_csv(summary: str | Path, output: str | Path) -> None:
 
 
 def _point_file_rows(sweep: Sweep, results: Path) -> Iterator[dict[str, Any]]:
+    problems = []
     for point in sweep.points():
         file = results / "points" / f"{point.id}.json"
         try:
             record = json.loads(file.read_bytes())
             digest = record["digest"]
             row = {name: record[name] for name in COLUMNS}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise unusable(file, error) from None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            problems.append(unusable(file, error))
+            continue
         if digest != point.digest:
-            raise unusable(file)
+            problems.append(unusable(file))
+            continue
         yield {
             **row,
             **{name: record.get(name) for name in (*_BEFORE, *_AFTER)},
             "point": point.id,
             "axes": point.axis_values,
         }
+    # All of them at once, so that a single further run mends the sweep.
+    if problems:
+        raise all_unusable(problems)
 
 
 def _shard_tables(sweep: Sweep, results: Path, schema: pa.Schema) -> Iterator[pa.Table]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    problems = []
     for name, shard in sweep.shards.items():
         file = results / "shards" / f"{name}.parquet"
         try:
-            table = pq.read_table(file)
+            table = pq.read_table(file, page_checksum_verification=True)
             digest = table.schema.metadata[b"shard_digest"].decode()
+            table = table.select(schema.names).cast(schema)
         except (OSError, pa.ArrowException, KeyError, TypeError) as error:
-            raise unusable(file, error) from None
+            problems.append(unusable(file, error))
+            continue
         if digest != shard.digest or table.num_rows != len(shard.numbers):
-            raise unusable(file)
-        yield table.select(schema.names).cast(schema)
+            problems.append(unusable(file))
+            continue
+        yield table
+    if problems:
+        raise all_unusable(problems)
 
 
 def _tables(
@@ -210,11 +342,24 @@ def _tables(
 
 
 def _write(tables: Iterator[pa.Table], schema: pa.Schema, output: str | Path) -> None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # Every point has another id and digest, and numbers seldom repeat.
+    repeated = [
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type) and field.name not in ("point", "digest")
+    ]
     with (
         atomic_output(output) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+        pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="zstd",
+            use_dictionary=repeated,
+            write_page_checksum=True,
+        ) as writer,
     ):
         for table in tables:
             writer.write_table(table)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import traceback
@@ -19,6 +20,8 @@ from threading import Lock
 from typing import IO
 
 from deepflow.errors import DeepFlowError
+
+_DONE = "0"
 
 
 class WorkerPool:
@@ -33,8 +36,7 @@ class WorkerPool:
 
         Raises DeepFlowError if the command fails or its process dies.
         """
-        with self._lock:
-            worker = self._idle.pop() if self._idle else _start()
+        worker = self._living()
         assert worker.stdin is not None and worker.stdout is not None
         try:
             worker.stdin.write(json.dumps([str(log), *arguments]) + "\n")
@@ -43,16 +45,21 @@ class WorkerPool:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            code = worker.wait()
-            # A process that ends by itself has been interrupted, as the workflow has.
-            raise DeepFlowError(
-                f"the process died (exit code {code}); see {log}" if code else "interrupted"
-            )
+            raise DeepFlowError(_death(worker.wait(), log))
         with self._lock:
             self._idle.append(worker)
-        if answer.strip() != "0":
-            lines = Path(log).read_text(encoding="utf-8").splitlines()
-            raise DeepFlowError(f"{lines[-1]} (see {log})")
+        if answer.strip() != _DONE:
+            raise DeepFlowError(answer.strip())
+
+    def _living(self) -> subprocess.Popen[str]:
+        """An idle process, or a new one if all are busy or somebody has killed them."""
+        with self._lock:
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.poll() is None:
+                    return worker
+                worker.communicate()
+        return _start()
 
     def close(self) -> None:
         """End the processes and wait for them, so that none outlives the workflow."""
@@ -63,16 +70,33 @@ class WorkerPool:
 
 
 def _start() -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "deepflow", "serve"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "deepflow", "serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    except OSError as error:
+        # Too many processes, too little memory.
+        raise DeepFlowError(f"no process can be started: {error.strerror or error}") from None
+
+
+def _death(code: int, log: str | Path) -> str:
+    """What to say of a process that ended in the middle of a command."""
+    if code == 0:
+        # It ends by itself when it has been interrupted, as the workflow has.
+        return "interrupted"
+    if code == -signal.SIGKILL:
+        return f"the process was killed, as when memory runs out; see {log}"
+    return f"the process died (exit code {code}); see {log}"
 
 
 def serve(command: Callable[[Sequence[str]], int], requests: IO[str], answers: IO[str]) -> None:
-    """Run ``command`` once per line, a JSON list ``[log, argument, ...]``; answer exit codes."""
+    """Run ``command`` once per line, a JSON list ``[log, argument, ...]``.
+
+    Each answer is one line: ``_DONE``, or what went wrong.
+    """
     # An interrupt also reaches the parent, which ends this process in its own time.
     with contextlib.suppress(KeyboardInterrupt):
         for line in requests:
@@ -81,8 +105,18 @@ def serve(command: Callable[[Sequence[str]], int], requests: IO[str], answers: I
 
 def _answer(command: Callable[[Sequence[str]], int], line: str, answers: IO[str]) -> None:
     log, *arguments = json.loads(line)
+    try:
+        answer = _logged(command, arguments, Path(log))
+    except OSError as error:
+        # Whatever the command did or had to say, on a full disk nobody can read it.
+        answer = f"{log} cannot be written: {error.strerror or error}"
+    print(answer, file=answers, flush=True)
+
+
+def _logged(command: Callable[[Sequence[str]], int], arguments: Sequence[str], log: Path) -> str:
+    """Run ``command`` with all that it prints in ``log``; the answer. Raises OSError of the log."""
     with (
-        Path(log).open("w", encoding="utf-8") as file,
+        log.open("w", encoding="utf-8") as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
@@ -94,4 +128,6 @@ def _answer(command: Callable[[Sequence[str]], int], line: str, answers: IO[str]
             # and the next command must find this process alive.
             traceback.print_exc()
             code = 1
-    print(code, file=answers, flush=True)
+    if code == 0:
+        return _DONE
+    return f"{log.read_text(encoding='utf-8').splitlines()[-1]} (see {log})"
