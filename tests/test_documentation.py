@@ -14,6 +14,8 @@ PAGES = (
     "docs/architecture.md",
     "docs/calibration.md",
     "docs/configuration.md",
+    "docs/model.md",
+    "docs/slurm.md",
     "benchmarks/README.md",
 )
 

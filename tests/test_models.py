@@ -17,7 +17,7 @@ from deepflow.workload.transformer import (
 )
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs/model-config"
-STUDIES = {"GEMM", "LSTM", "LLM"}
+STUDIES = {"GEMM", "LSTM", "LLM", "collective"}
 
 PUBLISHED_PARAMETERS = {
     "GPT3-175B": 174.6e9,  # "175 billion": Brown et al. 2020

@@ -3,8 +3,10 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from deepflow.errors import InfeasiblePoint
+from deepflow.errors import ConfigError, InfeasiblePoint
 from deepflow.prediction import TIME_COLUMNS, predict
 from deepflow.schedule.passes import PassSegment, pass_time
 from deepflow.schedule.training import run_training
@@ -19,6 +21,12 @@ LAYOUTS = [
     {"zero": 2},
     {"zero": 3, "tensor": 2},
     {"zero": 3, "overlap_parameter_gather": False},
+    {
+        "zero": 3,
+        "zero_3_unit": "matrix",
+        "zero_3_reduction": "all_reduce",
+        "sw_param.host_time_per_gathered_shard": "7 us",
+    },
     {"pipeline": 4, "schedule": "interleaved"},
     {"pipeline": 2, "schedule": "zero_bubble", "tensor": 2},
     {"pipeline": 4, "stage_balance": "cumulative"},
@@ -33,7 +41,7 @@ def test_products_are_conserved_and_times_add_up(layout):
     alone = matrix_flops(machine(devices_per_node=1), model())
     assert matrix_flops(machine(**layout), model()) == pytest.approx(alone, rel=1e-12)
     prediction = predict(machine(**layout), model()).as_row()
-    parts = [prediction[name] for name in TIME_COLUMNS]
+    parts = [prediction[name] for name in TIME_COLUMNS if prediction[name] is not None]
     assert all(part >= 0 for part in parts)
     assert sum(parts) == pytest.approx(prediction["time_s"], rel=1e-9)
 
@@ -138,6 +146,138 @@ def test_a_sharded_pass_waits_for_its_first_weights_and_its_last_gradients():
     slow_link = [PassSegment(4.0, 1.0, 4.0)] * 3
     assert pass_time(slow_link, prefetch=True) >= 3 * 8
     assert pass_time([], prefetch=True) == 0
+
+
+def test_weights_released_after_recomputing_arrive_before_the_rest_of_the_pass():
+    kept = PassSegment(4.0, 10.0, 2.0, recomputation=3.0)
+    released = PassSegment(4.0, 10.0, 2.0, recomputation=3.0, again=0.5)
+    for prefetch in (True, False):
+        assert pass_time([kept], prefetch=prefetch) == 4 + 10 + 2
+    assert pass_time([released], prefetch=False) == 4 + 3 + 2 + 7 + 2
+    # Beside the recomputation, which is longer than what is gathered again.
+    assert pass_time([released], prefetch=True) == 4 + 10 + 2
+
+
+SHARDED = {"zero": 3, "recompute": "full", "overlap_parameter_gather": False}
+
+
+def test_each_way_of_an_early_library_to_share_weights_takes_longer():
+    """Matrix by matrix, over all devices, gathered once more, in lists: none comes for free."""
+    layout, times = dict(SHARDED), []
+    for changes in (
+        {},
+        {"zero_3_unit": "matrix"},
+        {"zero_3_reduction": "all_reduce"},
+        {"release_distance": 0},
+        {"sw_param.host_time_per_gathered_shard": "7 us"},
+    ):
+        layout |= changes
+        times.append(predict(machine(4, **layout), model()).time_s)
+    assert times == sorted(set(times))
+
+
+def test_released_weights_are_gathered_three_times():
+    def gathered(**changes):
+        workload = model(global_batch_size=8)
+        return predict(machine(**SHARDED, **changes), workload).intra_node_bytes
+
+    never, always = gathered(), gathered(release_distance=0)
+    layers = run_training(machine(), model()).step.segments["dense"].own.count * 8
+    # Embedding and head are not recomputed; a device receives 7 of 8 parts of 2-byte weights.
+    assert always - never == pytest.approx(8 * 7 / 8 * 2 * layers)
+    distances = [gathered(release_distance=10**power) for power in range(5, 10)]
+    assert always > distances[0] and distances == sorted(distances, reverse=True)
+    assert distances[-1] == never
+
+
+@given(st.integers(1, 5), st.integers(1, 5))
+def test_more_devices_never_communicate_less_per_step(nodes, more):
+    times = [
+        predict(
+            machine(number, **SHARDED, zero_3_unit="matrix", release_distance=0),
+            model(global_batch_size=8 * number),
+        ).time_data_communication_s
+        for number in (nodes, nodes + more)
+    ]
+    assert times[0] <= times[1] * (1 + 1e-9)
+
+
+# Four experts of which a token goes to two, on two nodes of two devices.
+FOUR = {"num_experts": 4, "experts_per_token": 2, "expert_ffn_dim": 2048}
+
+
+def sent_to_experts(workload, **changes):
+    """Bytes (within nodes, between nodes) that a device sends to and from experts in a layer."""
+    hardware = machine(2, 2, expert=4, **changes)
+    costs = run_training(hardware, workload).segments["experts"]
+    exchanged = [
+        item.cost
+        for item in costs.forward
+        if isinstance(item.operator, Collective) and item.operator.group == "expert"
+    ]
+    within = sum(cost.intra_node_bytes for cost in exchanged)
+    return within, sum(cost.inter_node_bytes for cost in exchanged)
+
+
+def test_a_row_crosses_the_network_once_per_node_and_is_handed_on_once_per_device():
+    workload = model(**FOUR)
+    within, between = sent_to_experts(workload)
+    handed_on, across = sent_to_experts(workload, expert_dispatch="per_node")
+    # Of six equally likely pairs of experts, two are on one node; devices have one expert each.
+    assert across == pytest.approx(between * (4 * 2 + 2 * 1) / 6 / 2)
+    # Without forwarding only a quarter of rows stays in the node; now half of all copies moves.
+    assert handed_on == pytest.approx(within * 2)
+    limited = model(**FOUR, expert_groups=2, expert_groups_per_token=1)
+    assert sent_to_experts(limited) == (within, between)
+    handed_on, across = sent_to_experts(limited, expert_dispatch="per_node")
+    assert across == pytest.approx(between / 2)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_fewer_groups_and_sent_once_never_take_more_of_the_network(groups):
+    workload = model(**EXPERTS | {"experts_per_token": 2})
+    before = sent_to_experts(workload)[1]
+    for chosen in range(groups, 0, -1):
+        if chosen * 8 // groups < 2:
+            break
+        limited = model(**EXPERTS, expert_groups=groups, expert_groups_per_token=chosen)
+        across = sent_to_experts(limited, expert_dispatch="per_node")[1]
+        assert 0 < across <= before * (1 + 1e-9)
+        before = across
+
+
+def test_narrow_numbers_on_the_way_to_experts():
+    wide, narrow = (
+        sum(sent_to_experts(model(**FOUR), **{"sw_param.dispatch_dtype": dtype}))
+        for dtype in (None, "fp8")
+    )
+    assert narrow == pytest.approx(wide * 3 / 4)
+
+
+def test_bundles_that_communicate_do_not_compute():
+    workload = model(**EXPERTS)
+    times = [
+        predict(machine(expert=8, **{"sw_param.communication_bundles": number}), workload)
+        for number in (0, 20, 60)
+    ]
+    gemm = [prediction.time_gemm_s for prediction in times]
+    assert gemm == sorted(set(gemm))
+    assert times[1].time_expert_communication_s == times[0].time_expert_communication_s
+    with pytest.raises(InfeasiblePoint, match="communication_bundles is 132"):
+        predict(machine(**{"sw_param.communication_bundles": 132}), workload)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"expert_groups": 3}, "expert_groups"),
+        ({"expert_groups": 2, "expert_groups_per_token": 3}, "expert_groups_per_token"),
+        ({"expert_groups": 8, "expert_groups_per_token": 1}, "experts_per_token"),
+    ],
+)
+def test_groups_of_experts_that_contradict_are_named(changes, key):
+    with pytest.raises(ConfigError, match=key):
+        model(**EXPERTS, **changes)
 
 
 def test_schedules_trade_bubbles_for_memory():

@@ -118,7 +118,8 @@ def preset(name, overrides=None):
 
 def test_every_preset_is_checked():
     studies = {Path(name).stem for name in ORIGINAL if "hardware" in name}
-    assert {path.stem for path in HARDWARE_FILES} == studies | set(DATA_SHEETS)
+    # A machine for studies of networks claims nothing about a device that exists.
+    assert {path.stem for path in HARDWARE_FILES} == studies | set(DATA_SHEETS) | {"one_network"}
 
 
 @pytest.mark.parametrize("name", DATA_SHEETS)

@@ -43,10 +43,10 @@ def ids(sweep: Sweep) -> list[str]:
 def test_grid_is_the_product_of_its_axes_with_the_last_one_fastest(load: Load) -> None:
     sweep = load(LLM_ON_H100 + "grid: {parallelism.tensor: [1, 2], parallelism.pipeline: [1, 4]}")
     assert ids(sweep) == [
-        "tensor=1,pipeline=1",
-        "tensor=1,pipeline=4",
-        "tensor=2,pipeline=1",
-        "tensor=2,pipeline=4",
+        "tensor=1+pipeline=1",
+        "tensor=1+pipeline=4",
+        "tensor=2+pipeline=1",
+        "tensor=2+pipeline=4",
     ]
     last = list(sweep.points())[-1]
     assert last.axis_values == {"tensor": 2, "pipeline": 4}
@@ -67,8 +67,8 @@ grid: {model.global_batch_size: [64]}
 """
     )
     assert ids(sweep) == [
-        "global_batch_size=64,bandwidth=3.35TBps,size=80GB",
-        "global_batch_size=64,bandwidth=4.8TBps,size=141GB",
+        "global_batch_size=64+bandwidth=3.35TBps+size=80GB",
+        "global_batch_size=64+bandwidth=4.8TBps+size=141GB",
     ]
     assert [point.axis_values["bandwidth"] for point in sweep.points()] == [3.35e12, 4.8e12]
     assert [point.axis_values["size"] for point in sweep.points()] == [80 * 2**30, 141 * 2**30]
@@ -112,7 +112,7 @@ where: hardware == "nvidia_a100_sxm_80gb"
 """
     )
     (point,) = sweep.points()
-    assert point.id == "hardware=nvidia_a100_sxm_80gb,M=8"
+    assert point.id == "hardware=nvidia_a100_sxm_80gb+M=8"
     assert point.base.hardware_file == "configs/hardware-config/nvidia_a100_sxm_80gb.yaml"
 
 
@@ -136,7 +136,7 @@ where: DRAM_bandwidth > intra_node_bandwidth + inter_node_bandwidth
 """
     )
     assert ids(sweep) == [
-        "DRAM.bandwidth=1TBps,intra_node.bandwidth=100GBps,inter_node.bandwidth=50GBps"
+        "DRAM.bandwidth=1TBps+intra_node.bandwidth=100GBps+inter_node.bandwidth=50GBps"
     ]
 
 
@@ -159,7 +159,7 @@ def test_fixed_values_and_backend_are_set_and_not_named(load: Load) -> None:
 def test_where_leaves_out_points(load: Load) -> None:
     axes = "grid: {parallelism.tensor: [1, 2, 4], parallelism.pipeline: [1, 2, 4]}\n"
     sweep = load(LLM_ON_H100 + axes + "where: tensor * pipeline == 4 and not tensor == 1\n")
-    assert ids(sweep) == ["tensor=2,pipeline=2", "tensor=4,pipeline=1"]
+    assert ids(sweep) == ["tensor=2+pipeline=2", "tensor=4+pipeline=1"]
     assert sweep.count == 2
 
 
@@ -169,9 +169,9 @@ def test_a_point_is_found_by_its_id(load: Load) -> None:
     for point in sweep.points():
         assert sweep.point(point.id) == point
     with pytest.raises(ConfigError, match="left out by where: tensor < 4"):
-        sweep.point("tensor=4,global_batch_size=8")
-    with pytest.raises(ConfigError, match="no point 'tensor=3,global_batch_size=8'"):
-        sweep.point("tensor=3,global_batch_size=8")
+        sweep.point("tensor=4+global_batch_size=8")
+    with pytest.raises(ConfigError, match=r"no point 'tensor=3\+global_batch_size=8'"):
+        sweep.point("tensor=3+global_batch_size=8")
 
 
 def test_very_long_ids_end_in_a_digest_and_are_found_too(load: Load) -> None:
@@ -245,9 +245,9 @@ def test_the_number_of_points_chooses_the_size_of_jobs(load: Load) -> None:
     assert load(GEMM_ON_V100 + axis.format(points=1000)).points_per_job == 1
     large = load(GEMM_ON_V100 + axis.format(points=10_000))
     assert large.sharded
-    assert 250 <= large.count / len(large.shards) <= 500
+    assert 1000 <= large.count / len(large.shards) <= 2000
     assert load(GEMM_ON_V100 + "points_per_job: 1\n" + axis.format(points=2000)).sharded is False
-    assert "10000 points, 32 shards of about 312" in large.summary
+    assert "10000 points, 8 shards of about 1250" in large.summary
 
 
 @pytest.mark.parametrize(

@@ -132,15 +132,16 @@ def test_shards_give_the_same_rows_as_points(folder: Path, summary: Path) -> Non
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda file: file.unlink(), "is missing; run"),
-        (lambda file: file.write_text(file.read_text()[:200]), "is damaged; delete it and run"),
-        (lambda file: file.write_text("[]"), "is damaged; delete it and run"),
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: file.write_text(file.read_text()[:200]), "is damaged"),
+        (lambda file: file.write_text("[]"), "is damaged"),
+        (lambda file: file.write_text("[" * 200_000), "is damaged"),
         (
             lambda file: file.write_text(file.read_text().replace('"digest": "', '"digest": "0')),
-            "was made from other settings; delete it and run",
+            "was made from other settings",
         ),
     ],
-    ids=["missing", "cut", "other", "stale"],
+    ids=["missing", "cut", "other", "deep", "stale"],
 )
 def test_gather_refuses_a_bad_point_file_and_says_what_to_do(
     folder: Path, tmp_path: Path, damage: object, problem: str
@@ -148,12 +149,27 @@ def test_gather_refuses_a_bad_point_file_and_says_what_to_do(
     text = SWEEP.replace("[1, 2, 3, 4, 8]", "[1, 2]").replace("[none, full]", "[full]")
     sweep = load(folder, text, "damaged")
     predict_points(sweep, tmp_path)
-    bad = sorted((tmp_path / "points").iterdir())[1]
+    files = sorted((tmp_path / "points").iterdir())
+    bad = files[1]
     damage(bad)
+    aside = bad.with_name(f"{bad.name}.unusable")
+    what = f"{problem} (it is now {aside})" if bad.exists() else problem
     with pytest.raises(DeepFlowError) as error:
         gather(sweep, tmp_path, tmp_path / "summary.parquet")
-    assert str(error.value) == f"{bad} {problem} the sweep again"
+    assert str(error.value) == f"{bad} {what}; run the sweep again"
     assert not (tmp_path / "summary.parquet").exists()
+    assert not bad.exists()
+
+
+def test_gather_finds_all_bad_files_at_once(folder: Path, tmp_path: Path) -> None:
+    sweep = load(folder, SWEEP.replace("[none, full]", "[full]"), "damaged")
+    predict_points(sweep, tmp_path)
+    files = sorted((tmp_path / "points").iterdir())
+    for file in files[1:4]:
+        file.write_text("{")
+    with pytest.raises(DeepFlowError, match="and 2 other files like it"):
+        gather(sweep, tmp_path, tmp_path / "summary.parquet")
+    assert [file.exists() for file in files[:5]] == [True, False, False, False, True]
 
 
 def test_gather_refuses_a_bad_shard(folder: Path, tmp_path: Path) -> None:
@@ -161,9 +177,13 @@ def test_gather_refuses_a_bad_shard(folder: Path, tmp_path: Path) -> None:
     (name,) = sweep.shards
     file = tmp_path / "shards" / f"{name}.parquet"
     write_shard(sweep, name, file)
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(DeepFlowError, match="is damaged; delete it"):
-        gather(sweep, tmp_path, tmp_path / "summary.parquet")
+    whole = file.read_bytes()
+    middle = len(whole) // 3
+    for content in (whole[:1000], whole[:middle] + bytes(8) + whole[middle + 8 :], b"", b"x" * 99):
+        file.write_bytes(content)
+        with pytest.raises(DeepFlowError, match="is damaged"):
+            gather(sweep, tmp_path, tmp_path / "summary.parquet")
+        assert not file.exists()
     changed = load(folder, SWEEP.replace("64", "32") + "points_per_job: 40\n", "one_shard")
     write_shard(sweep, name, file)
     with pytest.raises(DeepFlowError, match="was made from other settings"):
@@ -172,15 +192,15 @@ def test_gather_refuses_a_bad_shard(folder: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_table_is_named(folder: Path, summary: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "summary.parquet"
-    damaged.write_bytes(summary.read_bytes()[:1000])
     sweep = load(folder, SWEEP + "plots: [{kind: breakdown}]\n", "damaged")
     for use in (
         lambda: write_csv(damaged, tmp_path / "summary.csv"),
         lambda: draw_plot(sweep.plots[0], damaged, [tmp_path / "plot.png"], sweep.file),
     ):
-        with pytest.raises(DeepFlowError, match="is damaged; delete it"):
+        damaged.write_bytes(summary.read_bytes()[:1000])
+        with pytest.raises(DeepFlowError, match="is damaged"):
             use()
-    assert [path.name for path in tmp_path.iterdir()] == ["summary.parquet"]
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.parquet.unusable"]
 
 
 PLOTS = {

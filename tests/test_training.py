@@ -87,7 +87,7 @@ def test_flops_of_a_dense_model_are_six_per_weight_and_token():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_classes_of_time_add_up(layout):
     prediction = predict(machine(**layout), model()).as_row()
-    parts = [prediction[name] for name in TIME_COLUMNS]
+    parts = [prediction[name] for name in TIME_COLUMNS if prediction[name] is not None]
     assert all(part >= 0 for part in parts)
     assert sum(parts) == pytest.approx(prediction["time_s"], rel=1e-9)
 

@@ -29,7 +29,7 @@ MACHINES = (
 )
 # Dense with tied and untied embeddings, experts, latent attention, images.
 MODELS = ("Llama3.1-8B", "GPT3-175B", "Mixtral-8x7B", "DeepSeek-V3", "ViT-L16")
-FRAMEWORKS = (None, "nanotron_checked", "megatron_lm", "pytorch_fsdp")
+FRAMEWORKS = (None, "nanotron_checked", "megatron_lm", "pytorch_fsdp", "deepspeed", "deepseek")
 MEMORY_PARTS = (
     "weights_bytes",
     "gradients_bytes",
@@ -100,6 +100,9 @@ def points(draw, machines=MACHINES, models=MODELS, wild=True):
         "overlap_tensor_communication": one_of("none", "backward", "full"),
         "overlap_gradient_reduction": one_of(True, False),
         "gradient_bytes": one_of(2, 4),
+        "zero_3_unit": one_of("layer", "matrix"),
+        "release_distance": one_of(None, 10**8),
+        "expert_dispatch": one_of("per_expert", "per_node"),
         "sw_param.kernel_fusion": one_of("fused", "eager"),
         **devices(tensor * context * pipeline * data, tensor * context),
     }

@@ -341,6 +341,40 @@ def test_one_run_in_two_layouts_of_columns_is_one_prediction():
     assert one(run).predicted == pytest.approx(one(SELENE).predicted)
 
 
+ZERO_3 = PUBLISHED | {"scheme": "ZeRO-3", "tp": "1", "pp": "1", "dp": "384", "microbatch": "4"}
+
+
+def test_fully_sharded_runs_of_an_early_library_are_far_slower_than_they_need_be():
+    """Against arXiv 2104.04473, table 2; nothing was fitted to it."""
+    assert abs(one(ZERO_3 | {"value": "144"}).error_percent) < 10
+    fewer = [
+        one(ZERO_3 | {"num_gpus": devices, "dp": devices, "microbatch": size}).predicted
+        for devices, size in (("768", "2"), ("1536", "1"))
+    ]
+    # Communication does not shrink with the share of a device: four times the devices, and each
+    # reaches about a third.
+    assert 0.6 < fewer[0] / one(ZERO_3).predicted < 0.8
+    assert 0.25 < fewer[1] / one(ZERO_3).predicted < 0.4
+
+
+def test_a_publication_that_interleaves_is_read_so():
+    run = TRAINING | {"dp": "1", "n_gpus": "8", "tp": "4", "pp": "2"}
+    source = "Narayanan et al. 2021, Megatron-LM"
+    plain, interleaved = (one(run | {"source": text}) for text in ("Megatron-LM", source))
+    assert interleaved.predicted < plain.predicted
+    # A single layer on each stage cannot be cut into parts.
+    short = run | {"n_layers": "2", "params": "", "source": source}
+    assert one(short).predicted == one(short | {"source": "Megatron-LM"}).predicted
+
+
+def test_gathered_weights_are_in_use_while_they_are_updated():
+    run = TRAINING | {"source": "nanotron", "metric": "mem_allocated", "pp": "1", "n_gpus": "8"}
+    gibibytes = [one(run | {"zero": zero}).predicted for zero in ("0", "1")]
+    # Of 12 bytes of states per parameter a fourth stays; 2-byte weights of all ranks come on top.
+    parameters = (gibibytes[0] - gibibytes[1]) / (12 * 3 / 4 - 2) * 2**30
+    assert parameters == pytest.approx(6.74e9 / 2, rel=0.01)
+
+
 def test_published_rates_count_recomputation_as_the_publication_does():
     """153 TFLOP/s and 84 days per 300B tokens are one measurement; so are their predictions."""
     rate = one(PUBLISHED)
@@ -468,7 +502,7 @@ def test_every_mechanism_can_be_switched_off(ablation):
     checked |= {"ag_intra_GBps": "241"}
     buckets = of_a_framework | {"zero": "0", "metric": "mem_reserved"}
     megatron = SELENE | {"activation_recompute": "none"}
-    rows = [TRAINING, of_a_framework, checked, buckets, megatron, *kernels.values()]
+    rows = [TRAINING, of_a_framework, checked, buckets, megatron, ZERO_3, *kernels.values()]
     concerned = [row for row in rows if ablation.concerns([row])]
     overrides = split_overrides(
         {item.path: item.value for item in map(parse_setting, ablation.options)}

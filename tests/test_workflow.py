@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,27 +74,29 @@ class Project:
         assert old in text
         (self.folder / file).write_text(text.replace(old, new))
 
-    def snakemake(self, *arguments: str) -> Run:
+    def snakemake(self, *arguments: str, within: Sequence[str] = ()) -> Run:
         before = self._results()
-        with self.start(*arguments) as process:
+        with self.start(*arguments, within=within) as process:
             text, _ = process.communicate()
         after = self._results()
         made = {name for name in after if after[name] != before.get(name)}
         return Run(process.returncode, text, frozenset(made))
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, within: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Snakemake in a session of its own, ``within`` a command that runs commands."""
         paths = [str(self.folder / "python"), str(self.repository)]
         return subprocess.Popen(
-            [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+            [*within, sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
-    def run(self, sweep: str, *arguments: str) -> Run:
-        return self.snakemake(*arguments, "--config", f"sweeps=sweeps/{sweep}.yaml")
+    def run(self, sweep: str, *arguments: str, within: Sequence[str] = ()) -> Run:
+        return self.snakemake(*arguments, "--config", f"sweeps=sweeps/{sweep}.yaml", within=within)
 
     def table(self, sweep: str) -> pd.DataFrame:
         return pd.read_parquet(self.folder / "results" / sweep / "summary.parquet")
@@ -109,7 +112,11 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, repository: Path) -> Project:
-    folder = tmp_path / "a project"
+    return new_project(tmp_path / "a project", repository)
+
+
+def new_project(folder: Path, repository: Path) -> Project:
+    """A copy of the workflow in ``folder``, which is made."""
     folder.mkdir()
     shutil.copy(repository / "Snakefile", folder)
     for part in ("rules", "profiles", "configs"):
@@ -126,7 +133,7 @@ def project(tmp_path: Path, repository: Path) -> Project:
 def test_the_life_of_a_sweep(project: Project) -> None:
     project.sweep("life", GEMM + PLOT + "csv: true\n")
     first, second = (
-        {f"hardware={name},M={rows},N=512" for rows in (128, 256)} for name in ("first", "second")
+        {f"hardware={name}+M={rows}+N=512" for rows in (128, 256)} for name in ("first", "second")
     )
 
     planned = project.run("life", "--dry-run")
@@ -165,7 +172,7 @@ def test_the_life_of_a_sweep(project: Project) -> None:
     # One more value on an axis: the new points only.
     project.edit("sweeps/life.yaml", "[128, 256]", "[128, 192, 256]")
     added = project.run("life")
-    assert added.points == {"hardware=first,M=192,N=512", "hardware=second,M=192,N=512"}
+    assert added.points == {"hardware=first+M=192+N=512", "hardware=second+M=192+N=512"}
     assert project.table("life")["M"].tolist() == [128, 192, 256] * 2
 
     # A plot of its own.
@@ -195,15 +202,15 @@ def test_a_failing_point_leaves_the_others_and_is_retried_alone(project: Project
     assert failed.code == 1
     assert "broken on purpose" in failed.text
     assert failed.points == {
-        f"hardware={name},M={rows},N=512" for name in ("first", "second") for rows in (64, 128)
+        f"hardware={name}+M={rows}+N=512" for name in ("first", "second") for rows in (64, 128)
     }
-    log = project.folder / "results/fails/logs/points/hardware=first,M=256,N=512.log"
+    log = project.folder / "results/fails/logs/points/hardware=first+M=256+N=512.log"
     assert log.read_text().splitlines()[-1] == "deepflow: error: broken on purpose"
 
     (project.folder / "broken").unlink()
     retried = project.run("fails")
     assert retried.code == 0, retried.text
-    assert retried.points == {f"hardware={name},M=256,N=512" for name in ("first", "second")}
+    assert retried.points == {f"hardware={name}+M=256+N=512" for name in ("first", "second")}
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -238,7 +245,7 @@ def test_one_point_is_a_target_with_and_without_shards(project: Project) -> None
     project.sweep("large", GEMM + "points_per_job: 2\n")
     records = []
     for sweep in ("single", "large"):
-        target = f"results/{sweep}/points/hardware=second,M=256,N=512.json"
+        target = f"results/{sweep}/points/hardware=second+M=256+N=512.json"
         done = project.snakemake(target)
         assert done.code == 0, done.text
         assert done.made == {target}
@@ -247,7 +254,7 @@ def test_one_point_is_a_target_with_and_without_shards(project: Project) -> None
     assert records[0]["configuration"]["model"]["M"] == 256
 
     # The first line of the log is the command, and it works by itself.
-    log = project.folder / "results/single/logs/points/hardware=second,M=256,N=512.log"
+    log = project.folder / "results/single/logs/points/hardware=second+M=256+N=512.log"
     command = log.read_text().splitlines()[0]
     (project.folder / target.replace("large", "single")).unlink()
     environment = {**os.environ, "PYTHONPATH": str(project.repository)}
@@ -255,7 +262,7 @@ def test_one_point_is_a_target_with_and_without_shards(project: Project) -> None
     again = project.folder / target.replace("large", "single")
     assert json.loads(again.read_text()) == records[0]
 
-    unknown = project.snakemake("results/single/points/hardware=second,M=3,N=512.json")
+    unknown = project.snakemake("results/single/points/hardware=second+M=3+N=512.json")
     assert unknown.code == 1
     assert "Error: sweeps/single.yaml: the sweep has no point 'hardware=second" in unknown.text
     assert "Traceback" not in unknown.text
@@ -330,13 +337,12 @@ def test_wrong_targets_are_explained(
 def test_a_damaged_point_is_named(project: Project) -> None:
     project.sweep("damage", GEMM)
     assert project.run("damage").code == 0
-    bad = "results/damage/points/hardware=first,M=128,N=512.json"
+    bad = "results/damage/points/hardware=first+M=128+N=512.json"
     (project.folder / bad).write_text('{"cut')
     (project.folder / "results/damage/summary.parquet").unlink()
     done = project.run("damage")
     assert done.code == 1
-    assert f"{bad} is damaged; delete it and run the sweep again" in done.text
-    (project.folder / bad).unlink()
+    assert f"{bad} is damaged (it is now {bad}.unusable); run the sweep again" in done.text
     assert project.run("damage").code == 0
 
 

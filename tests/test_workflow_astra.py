@@ -106,8 +106,11 @@ def test_a_failure_falls_back_and_is_tried_again(project: Project, astra: StandI
 def test_shards_and_points_of_their_own_agree(project: Project, astra: StandIn) -> None:  # noqa: F811
     project.sweep("single", SWEEP)
     project.sweep("large", SWEEP + "points_per_job: 2\n")
-    assert project.run("large").code == 0
+    whole = project.run("large")
+    assert whole.code == 0, whole.text
+    shards = {file for file in whole.made if "/shards/" in file}
     assert not collectives(project)
+    assert project.run("large").made == frozenset()
     target = "results/single/points/global_batch_size=32.json"
     done = project.snakemake(target)
     assert done.code == 0, done.text
@@ -124,3 +127,8 @@ def test_shards_and_points_of_their_own_agree(project: Project, astra: StandIn) 
     unknown = project.run("single", f"results/collectives/{name}.json")
     assert unknown.code == 1
     assert f"Error: no point of single needs {name}" in unknown.text
+    # Another build of ASTRA-sim.
+    astra.change()
+    built = project.run("large")
+    assert {file for file in built.made if "/shards/" in file} == shards
+    assert (project.table("large").set_index("global_batch_size")["time_s"] > table["time_s"]).all()
