@@ -111,6 +111,24 @@ def test_gradient_traffic_is_that_of_a_ring():
     assert sharded.intra_node_bytes == pytest.approx(expected, rel=1e-12)
 
 
+def test_scattered_transfers_send_every_activation_between_nodes_once():
+    """Shares cross between nodes and are gathered within them (arXiv 2104.04473, 4.1)."""
+    layout = {"tensor": 4, "pipeline": 2, "num_microbatches": 4, "sequence_parallel": False}
+    runs = [
+        predict(machine(2, 4, **layout, scatter_transfers=scattered), model())
+        for scattered in (False, True)
+    ]
+    whole, shares = runs
+    assert shares.inter_node_bytes == pytest.approx(whole.inter_node_bytes / 4)
+    gathered = shares.intra_node_bytes - whole.intra_node_bytes
+    assert gathered == pytest.approx(whole.inter_node_bytes * 3 / 4)
+    together = predict(machine(2, 4, **layout | {"sequence_parallel": True}), model())
+    same = predict(
+        machine(2, 4, **layout | {"sequence_parallel": True}, scatter_transfers=True), model()
+    )
+    assert same == together
+
+
 def test_sequence_parallelism_gathers_inputs_a_second_time_and_saves_memory():
     """Two all_reduces become pairs of reduce_scatter and all_gather, of the same bytes; products
     whose input is sharded gather it once more: five transfers in the place of four."""

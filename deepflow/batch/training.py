@@ -37,7 +37,14 @@ from deepflow.cost.memory import (
     stage_memory,
     stage_parameters,
 )
-from deepflow.cost.operators import COST_FIELDS, Cost, block_costs, operator_cost
+from deepflow.cost.operators import (
+    COST_FIELDS,
+    Cost,
+    block_cost,
+    block_costs,
+    operator_cost,
+    total,
+)
 from deepflow.errors import ConfigError, InfeasiblePoint
 from deepflow.hardware import Hardware, derive_hardware
 from deepflow.mapping.groups import Group
@@ -585,7 +592,7 @@ class _Batch:
                         *(held.saved, held.saved_feature, held.kept),
                     ]
                 )
-            return rows, step.hop, step.boundary_bytes
+            return rows, step.hop, step.received, step.boundary_bytes
 
         # Gradients of shards may be copied after a pass, those of a tied matrix on one stage.
         sharded = self._array("zero") == 3
@@ -619,22 +626,22 @@ class _Batch:
         self._each("offload", others, [], self._reach_host, None)
         hops = [item[1].message_bytes if item else 0.0 for item in found]
         self._hop_bytes = np.array(hops)[self._passes]
-        boundaries = [item[2] if item else 0.0 for item in found]
+        boundaries = [item[3] if item else 0.0 for item in found]
         self._boundary_bytes = np.array(boundaries)[self._passes]
 
         def hop(point: int) -> list[float]:
-            sent = found[self._passes[point]][1]
+            sent, received = found[self._passes[point]][1:3]
             asked = self._asked(point)
-            mapping = self._mapping(point, asked)
-            return list(
-                _AMOUNTS(operator_cost(sent, self._hardware(point, asked), mapping.groups).cost)
-            )
+            hardware, groups = self._hardware(point, asked), self._mapping(point, asked).groups
+            arrived = total(block_cost(received, hardware, groups))
+            return [*_AMOUNTS(operator_cost(sent, hardware, groups).cost), *_AMOUNTS(arrived)]
 
-        nothing = [0.0] * len(COST_FIELDS)
-        group = [self._groups["pipeline"]] if self._groups else []
+        nothing = [0.0] * 2 * len(COST_FIELDS)
+        own = [self._groups[name] for name in ("pipeline", "tensor") if self._groups]
         others = self._keys.keys() - set(_MACHINE)
-        costs, number = self._each("hop", others, [self._hop_bytes, *group], hop, nothing)
-        self._hops = np.array(costs).T[:, number]
+        sizes = [self._hop_bytes, self._boundary_bytes]
+        costs, number = self._each("hop", others, [*sizes, *own], hop, nothing)
+        self._hops, self._received = np.split(np.array(costs).T[:, number], 2)
 
     def _reach_host(self, point: int) -> None:
         if self._asked(point).offload != "none":
@@ -831,8 +838,9 @@ class _Batch:
         names = tuple(dict.fromkeys(chain(*mapping.parts)))
         segments, held = self._segments(points, mapping, names), self._held(points, names)
         contents = tuple(dict.fromkeys(mapping.parts))
+        received = Cost(*self._received[:, points])
         of_content = {
-            content: part_costs(content, segments, mapping, each_pass=each_pass)
+            content: part_costs(content, segments, received, mapping, each_pass=each_pass)
             for content in contents
         }
         times = {content: costs.times(splits=splits) for content, costs in of_content.items()}

@@ -877,6 +877,11 @@ class Parallelism:
         0,
         choices=(0, 1, 2, 3),
     )
+    scatter_transfers: bool = option(
+        "without sequence parallelism, each device of a tensor group sends its share of what all of"
+        " them have to the next stage, where they gather it (Megatron-LM, arXiv 2104.04473, 4.1)",
+        False,
+    )
     overlap_parameter_gather: bool = option(
         "with zero 3, gather the weights of the next layer while one is computed", True
     )
@@ -1020,7 +1025,7 @@ class AstraBackend:
     collectives: CollectiveAlgorithms = option("algorithms", CollectiveAlgorithms())
     simulator: str = option(
         "what simulates: the embedded simulator, the user's ASTRA-sim, or the latter if there is"
-        " one",
+        " one, for what it can simulate",
         "embedded",
         choices=("embedded", "binary", "auto"),
     )

@@ -120,12 +120,13 @@ class TrainingStep:
 
     ``segments`` by the names in ``TrainingMapping.parts``. ``boundary_bytes``: activations of a
     microbatch between layers, over the tensor group. ``hop``: the transfer of one rank's part of
-    it to the next stage.
+    it to the next stage; ``received``: what the tensor group does there before it goes on.
     """
 
     segments: dict[str, Segment]
     boundary_bytes: float
     hop: Collective
+    received: Block
 
 
 def training_step(hardware: Hardware, model: LlmModel, mapping: TrainingMapping) -> TrainingStep:
@@ -147,7 +148,11 @@ def training_step(hardware: Hardware, model: LlmModel, mapping: TrainingMapping)
     boundary = (
         mapping.micro_batch_size * model.seq_len * model.hidden_dim * software.precision
     ) / mapping.context
-    part = mapping.tensor if mapping.sequence_parallel else 1
+    scattered = mapping.asked.scatter_transfers and mapping.tensor > 1 < mapping.pipeline
+    gathers: tuple[Operator, ...] = ()
+    if scattered and not mapping.sequence_parallel:
+        gathers = (Collective("stage_gather", "all_gather", "tensor", boundary),)
+    part = mapping.tensor if scattered or mapping.sequence_parallel else 1
     names = dict.fromkeys(name for part in mapping.parts for name in part)
     return TrainingStep(
         segments={
@@ -162,6 +167,7 @@ def training_step(hardware: Hardware, model: LlmModel, mapping: TrainingMapping)
         },
         boundary_bytes=boundary,
         hop=Collective("stage_transfer", "send", "pipeline", boundary / part),
+        received=Block("received", gathers),
     )
 
 

@@ -33,7 +33,13 @@ from deepflow.cost.operators import (
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware
 from deepflow.mapping.groups import Group
-from deepflow.mapping.parallelism import EMBEDDING, RECOMPUTED, TrainingMapping, map_training
+from deepflow.mapping.parallelism import (
+    EMBEDDING,
+    HEAD,
+    RECOMPUTED,
+    TrainingMapping,
+    map_training,
+)
 from deepflow.mapping.training import (
     OPTIMIZER_STATE_BYTES,
     Parameters,
@@ -202,8 +208,11 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
     segments = segment_costs(hardware, mapping, step)
     held = {name: segment_memory(mapping, step, name) for name in step.segments}
     hop = operator_cost(step.hop, hardware, mapping.groups).cost
+    received = block_cost(step.received, hardware, mapping.groups)
     of_content = {
-        content: part_costs(content, segments, mapping, each_pass=mapping.asked.zero >= 2)
+        content: part_costs(
+            content, segments, total(received), mapping, each_pass=mapping.asked.zero >= 2
+        )
         for content in dict.fromkeys(mapping.parts)
     }
     shape = _shape(mapping, tuple(segments), model.tie_embeddings)
@@ -372,6 +381,7 @@ def _chains(
         )
         for name, costs in segments.items()
     }
+    received = block_cost(step.received, hardware, mapping.groups)
     chains: dict[int, list[tuple[Item, ...]]] = {kind: [] for kind in graph.graph.kind}
 
     def gathered(costs: SegmentCosts, share: float = 1.0) -> tuple[Item, ...]:
@@ -398,11 +408,14 @@ def _chains(
         if kind not in chains:
             # With one microbatch a part's backward pass is run by segments only.
             return
+        launched = sum(kept[name][which].launch for name in content)
+        if which < 2 and (EMBEDDING, HEAD)[which] not in content:
+            chains[kind].append(chain_items(received, hardware))
+            launched += total(received).launch
         if each_pass:
             chains[kind].append(of_pass(content, which))
         else:
             chains[kind] += [operators[name][which] for name in content]
-        launched = sum(kept[name][which].launch for name in content)
         waiting = max(0.0, whole.launch - launched)
         chains[kind].append((Item(compute=waiting + whole.host_transfer),))
 
@@ -558,12 +571,14 @@ def beside_others(
 def part_costs(
     content: tuple[str, ...],
     segments: Mapping[str, SegmentCosts],
+    received: Cost,
     mapping: TrainingMapping,
     *,
     each_pass: bool,
 ) -> PartCosts:
     """Costs of one microbatch's passes through a part with these segments.
 
+    ``received``: what a part does with what it got from another before it begins.
     ``each_pass``: gradients are reduced with each pass (ZeRO 2 and 3).
     """
     counts = Counter(content)
@@ -608,18 +623,20 @@ def part_costs(
                 cost += _untimed(summed("reduction_total"))
         return cost + Cost(data_communication=larger(0.0, time - compute))
 
-    forward = complete("forward_total", content, reduces=False)
+    # Activations come from an earlier part, gradients of them from a later one.
+    activations, gradients = (NOTHING if end in content else received for end in (EMBEDDING, HEAD))
+    forward = complete("forward_total", content, reduces=False) + activations
     if mapping.asked.schedule == "zero_bubble":
         return PartCosts(
             forward,
             NOTHING,
-            complete("backward_input_total", reversed(content), reduces=False),
+            complete("backward_input_total", reversed(content), reduces=False) + gradients,
             complete("backward_weight_total", reversed(content), reduces=True, gathers=False),
         )
     # With a single stage nothing comes between a microbatch's passes.
     before = summed("forward_total") if len(mapping.parts) == 1 else NOTHING
     backward = complete("backward_total", reversed(content), reduces=True, before=before)
-    return PartCosts(forward, backward, NOTHING, NOTHING)
+    return PartCosts(forward, backward + gradients, NOTHING, NOTHING)
 
 
 def _stage_costs(
