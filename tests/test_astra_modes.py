@@ -343,6 +343,22 @@ def test_short_cuts_of_the_whole_machine_are_exact(monkeypatch, short_cut, name,
     assert max(len(traces) for traces, *_ in runs) == 16
 
 
+@pytest.mark.parametrize("tensor", [4, 8])
+@pytest.mark.parametrize("topology", ["ring", "mesh", "torus_2d", "mesh_2d", "fat_tree", "switch"])
+def test_groups_lie_in_a_machine_as_its_ranks_do(topology, tensor):
+    # Of 16 devices in a line tensor groups take up a part, and data groups lie across.
+    changes = {
+        "system_hierarchy.num_devices_per_node": 16,
+        "network_topology.intra_node": topology,
+        "tech_param.network.intra_node.latency": 5e-6,
+    }
+    alone, together = (
+        point("Llama3.1-8B", mode, SHALLOW, {"tensor": tensor}, nodes=1, **changes)
+        for mode in ("hybrid", FLATTENED)
+    )
+    assert alone.time_s == pytest.approx(together.time_s, rel=0.05)
+
+
 @pytest.mark.skipif(not os.environ.get("ASTRA_SIM_BINARY"), reason="no ASTRA-sim here")
 @pytest.mark.parametrize("mode", [BLOCKS[0], FLATTENED])
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -163,7 +163,7 @@ def test_input_that_makes_the_real_program_misbehave_is_not_given_to_it(program)
     with pytest.raises(NetworkError, match="chunks"):
         run_binary(program(ALL_FINISHED), replace(INPUT, traces=((node,),) * 4), Options(), 60)
     mesh = replace(INPUT, network=replace(INPUT.network, topology=("Mesh",)))
-    with pytest.raises(runner.AstraSimError, match="topologies"):
+    with pytest.raises(runner.AstraSimError, match="topology Mesh"):
         run_binary(program(ALL_FINISHED), mesh, Options(), timeout=60)
 
 

@@ -176,6 +176,11 @@ BAD_HARDWARE = {
         ["did you mean 'bandwidth'"],
     ),
     "unknown section": (("sw_param:", "sw_params:"), "sw_params", ["did you mean 'sw_param'"]),
+    "mistyped topology": (
+        (SMALL_SECTION, SMALL_SECTION + "\nnetwork_topology: {inter_node: swich}"),
+        "network_topology.inter_node",
+        ["'swich'", "did you mean 'switch'", "fat_tree"],
+    ),
     "wrong unit": (
         ("2.0 TB/s", "2.0 GHz"),
         f"{DRAM}.bandwidth",

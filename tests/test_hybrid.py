@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astra_stand_in import StandIn
 from deepflow import load_hardware, load_model, predict
 from deepflow.astra.hybrid import simulated_time
 from deepflow.config.hardware import AstraBackend, CollectiveAlgorithms
@@ -92,6 +93,46 @@ def test_without_an_answer_the_closed_forms_stand_in_and_say_why(monkeypatch, ch
     strict, _ = point("Llama3.1-8B", **changes, **{"execution_backend.astra.fallback": "error"})
     with pytest.raises(DeepFlowError):
         predict(strict, model)
+
+
+def test_old_files_write_fc_for_fully_connected():
+    names = ("fc", "fully_connected")
+    old, new = (
+        point("Llama3.1-8B", **{"network_topology.intra_node": name, "parallelism.tensor": 4})
+        for name in names
+    )
+    assert predict(*old).as_row() == predict(*new).as_row()
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({"network_topology.intra_node": "switch"}, True),
+        ({"network_topology.intra_node": "torus_2d"}, False),
+        ({"network_topology.intra_node": "fat_tree"}, False),
+        ({"network_topology.intra_node": "switch",
+          "network_topology.faults.intra_node_links": "0-switch",
+          "network_topology.faults.bandwidth_factor": 0.5}, False),
+        ({"execution_backend.astra.mode": "hybrid_congestion", "system_hierarchy.num_nodes": 2,
+          "network_topology.intra_node": "switch"}, False),
+    ],
+)  # fmt: skip
+def test_auto_asks_a_binary_for_what_it_has_and_the_embedded_simulator_for_the_rest(
+    tmp_path, monkeypatch, changes, asked
+):
+    program = StandIn(tmp_path / "build")
+    for variable in ("ASTRA_SIM_BINARY", "ASTRA_SIM_BINARY_CONGESTION_AWARE"):
+        monkeypatch.setenv(variable, str(program.path))
+    model = load_model("configs/model-config/collective.yaml", {"message_size": "1 MiB"})
+
+    def collective(simulator):
+        own = {"execution_backend.astra.simulator": simulator, "execution_backend.model": "astra"}
+        return predict(load_hardware(H100, own | changes), model)
+
+    result = collective("auto")
+    assert (result.backend_used, result.fallback_reason) == ("astra", "")
+    assert bool(program.runs()) == asked
+    assert (result.time_s == collective("embedded").time_s) != asked
 
 
 @settings(deadline=None, max_examples=40)

@@ -47,9 +47,10 @@ def faulty_links(groups: Sequence[Group], network: Network) -> tuple[States, ...
                 pair = (ranks[0], ranks[1])
             alike = second == "switch" or network.topology[index] in ("Switch", "FullyConnected")
             if not (alike or _fills_line(group, places, between)):
+                wiring = group.inter_topology if between else group.intra_topology
                 raise NetworkError(
                     f"link {first}-{second} is faulty, and the {group.name} parallel group takes up"
-                    f" a part of a {network.topology[index]}: only groups that fill it have links"
+                    f" a part of a {wiring}: only groups that fill it have links"
                     " of their own"
                 )
             if len(where) > 1 or pair[0] == pair[1]:

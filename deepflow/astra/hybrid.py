@@ -14,15 +14,17 @@ from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
+from math import gcd
 from typing import Any
 
 from deepflow.astra.faults import NANOSECONDS, States, faulty_links
 from deepflow.astra.files import SimulationInput
-from deepflow.astra.runner import Binary, find_binary, run_binary
+from deepflow.astra.runner import Binary, beyond_binary, find_binary, run_binary
 from deepflow.config.hardware import AstraBackend
-from deepflow.mapping.groups import Group
+from deepflow.mapping.groups import Group, Wiring
 from deepflow.network.graph import Network, NetworkError, Node, Options, SystemSettings
 from deepflow.network.simulate import simulate
+from deepflow.network.topology import squarest_divisor
 from deepflow.record import record
 
 # Topologies of hardware files by ASTRA-sim's names; what passes through one switch is one.
@@ -31,6 +33,7 @@ TOPOLOGIES = {
     "switch": "Switch",
     "pcie": "Switch",
     "fully_connected": "FullyConnected",
+    "fc": "FullyConnected",
     # These are the embedded simulator's own.
     "mesh": "Mesh",
     "mesh_2d": "Mesh2D",
@@ -160,21 +163,52 @@ def group_network(
                 raise NetworkError(
                     f"the simulator has no topology {topology!r}; it has {', '.join(TOPOLOGIES)}"
                 )
+            ratio = wiring.oversubscription if name == "FatTree" else 1.0
+            width = min(wiring.width, size) if name in (*_GRIDS, "FatTree") else 0
+            distance = 1
+            if wiring.line:
+                name, width, distance = _part_of_line(name, size, wiring)
+                if name == "FatTree" and width < min(ratio, size):
+                    # Less than an uplink for all of a leaf, which others on it share.
+                    bandwidth, ratio = bandwidth * width / ratio, float(width)
             # Two neighbours of a grid or a tree have a link or a switch between them.
             if pair:
                 name = {"Torus2D": "Mesh", "Mesh2D": "Mesh", "FatTree": "Switch"}.get(name, name)
-            hop = latency * NANOSECONDS / _HOPS.get(name, 1)
+                width, ratio = 0, 1.0
+            hop = latency * NANOSECONDS / _HOPS.get(name, 1) * distance
             # A group's bandwidth is that of a rank, whose links to all others share it.
             links = 1
             if name == "FullyConnected" and not (pair or transfers):
                 links = size - 1
             elif topology in ("mesh_2d", "torus_2d"):
                 links = 2
-            width = min(wiring.width, size) if name in (*_GRIDS, "FatTree") else 0
-            ratio = wiring.oversubscription if name == "FatTree" else 1.0
             count = 2 if pair else size
             dimensions.append((name, count, bandwidth / links / GIB, hop, width, ratio))
     return _network(zip(*dimensions, strict=True))
+
+
+def _part_of_line(name: str, size: int, wiring: Wiring) -> tuple[str, int, int]:
+    """Topology and width of ``size`` ranks in a longer line, and links from one to the next.
+
+    Only what closes the ring of the line, or of a row or column, is a ring; other parts have open
+    ends. Whole rows remain a grid. Messages of other ranks on the same links are not known here.
+    """
+    line, stride = wiring.line, wiring.stride
+    whole = size * stride == line
+    row = wiring.width or squarest_divisor(line)
+    if name == "FatTree":
+        on_leaf = max(1, row // stride)
+        return name, size if size <= on_leaf else gcd(on_leaf, size), 1
+    if name not in _GRIDS:
+        return ("Ring" if name == "Ring" and whole else "Mesh"), 0, stride
+    wraps = name == "Torus2D"
+    if stride % row == 0:
+        return ("Ring" if wraps and whole else "Mesh"), 0, stride // row
+    if size * stride <= row:
+        return ("Ring" if wraps and size * stride == row else "Mesh"), 0, stride
+    if row % stride == 0 and size * stride % row == 0:
+        return name, row // stride, stride
+    return "Mesh", 0, stride
 
 
 def joined(networks: Iterable[Network]) -> Network:
@@ -230,7 +264,7 @@ def _simulated_cycles(
 ) -> int:
     simulation = _simulation(kind, size, network, backend, memory_bandwidth)
     congestion = backend.mode == CONGESTION
-    binary = chosen_binary(backend, congestion)
+    binary = binary_for(network, backend, congestion, states)
     return run_simulation(simulation, binary, backend.timeout, congestion, states)
 
 
@@ -379,6 +413,17 @@ def _pairs_near(states: States, network: Network) -> list[tuple[int, int]]:
             beside = source + (other - place) * stride
             pairs[source, beside] = pairs[beside, source] = None
     return list(pairs)
+
+
+def binary_for(
+    network: Network, backend: AstraBackend, congestion: bool = False, states: States = ()
+) -> Binary | None:
+    """The user's ASTRA-sim as ``chosen_binary``; ``auto`` takes it for what it can simulate."""
+    if backend.simulator == "auto":
+        options = Options(congestion=congestion, link_states=states)
+        if beyond_binary(network, options):
+            return None
+    return chosen_binary(backend, congestion)
 
 
 def chosen_binary(backend: AstraBackend, congestion: bool) -> Binary | None:

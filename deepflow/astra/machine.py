@@ -8,7 +8,7 @@ from typing import Any
 
 from deepflow.astra.export import Call, Phase
 from deepflow.astra.faults import NANOSECONDS, faulty_links
-from deepflow.astra.hybrid import COLLECTIVE_KINDS, chosen_binary, group_network
+from deepflow.astra.hybrid import COLLECTIVE_KINDS, binary_for, group_network
 from deepflow.astra.modes import check_size, collective_bytes, run, settings_for
 from deepflow.config.hardware import AstraBackend
 from deepflow.mapping.groups import Group
@@ -150,7 +150,7 @@ def machine_time(
     if any(len(members) & (len(members) - 1) for members in groups.values()):
         settings = _without_doubling(settings, backend)
     faults = faulty_links([machine.whole], network)
-    if not any(faults) and chosen_binary(backend, congestion=False) is None:
+    if not any(faults) and binary_for(network, backend) is None:
         result = _stages_in_step(stages, places, network, settings, groups)
         if result is not None:
             return result.wall_time / NANOSECONDS

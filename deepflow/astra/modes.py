@@ -16,7 +16,7 @@ from deepflow.astra.files import SimulationInput
 from deepflow.astra.hybrid import (
     COLLECTIVE_KINDS,
     CONGESTION,
-    chosen_binary,
+    binary_for,
     group_network,
     joined,
     system_settings,
@@ -128,7 +128,7 @@ def run(
 
     Raises NetworkError or AstraSimError without an answer.
     """
-    binary = chosen_binary(backend, congestion)
+    binary = binary_for(network, backend, congestion, states)
     # The binary has one dimension for congestion, and no ring of two, which has a link twice.
     beyond = binary is None and congestion
     options = Options(

@@ -25,7 +25,7 @@ from deepflow.config.hardware import AstraBackend
 from deepflow.errors import DeepFlowError
 from deepflow.network.checks import exact_topologies
 from deepflow.network.event_model import Inputs, check
-from deepflow.network.graph import Options, Result
+from deepflow.network.graph import Network, Options, Result
 from deepflow.record import record
 
 # Environment variable and program of a build, for each backend.
@@ -127,7 +127,8 @@ def run_binary(binary: Binary, given: SimulationInput, options: Options, timeout
     the class that says what went wrong, and NetworkError for input with which the program would
     crash, fill the memory or print numbers without meaning.
     """
-    _require_binary_can(options, given)
+    if beyond := beyond_binary(given.network, options):
+        raise AstraSimError(f"ASTRA-sim does not simulate {beyond}")
     check(Inputs(given.traces, given.network, given.system, options, given.groups, given.memory))
     with tempfile.TemporaryDirectory(prefix="astra-sim-") as folder:
         files = write_simulation(given, folder)
@@ -148,23 +149,17 @@ def _digest(path: str, modified: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _require_binary_can(options: Options, given: SimulationInput) -> None:
-    """What only the embedded simulator has would be ignored silently, or crash."""
-    beyond = [
-        name
-        for name, asked in (
-            ("several collectives at once", options.collectives_in_flight != 1),
-            ("degraded links", bool(options.link_states)),
-            ("such topologies", not exact_topologies(given.network)),
-            (
-                "congestion in several dimensions",
-                options.congestion and len(given.network.npus) > 1,
-            ),
-        )
-        if asked
-    ]
-    if beyond:
-        raise AstraSimError(f"ASTRA-sim does not simulate {' and '.join(beyond)}")
+def beyond_binary(network: Network, options: Options) -> str:
+    """What the binary would ignore or crash on, as only the embedded simulator has it."""
+    dimensions = tuple(zip(network.topology, network.npus, strict=True))
+    asked = (
+        ("several collectives at once", options.collectives_in_flight != 1),
+        ("degraded links", bool(options.link_states)),
+        (f"topology {' x '.join(network.topology)}", not exact_topologies(network)),
+        ("congestion in several dimensions", options.congestion and len(dimensions) > 1),
+        ("congestion on a ring of two", options.congestion and dimensions == (("Ring", 2),)),
+    )
+    return " and ".join(name for name, beyond in asked if beyond)
 
 
 def _arguments(files: SimulationFiles, options: Options, folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from deepflow.astra.hybrid import Simulation, answered_by, chosen_binary, run_simulation
+from deepflow.astra.hybrid import Simulation, answered_by, binary_for, run_simulation
 from deepflow.astra.runner import AstraSimError, Binary, usable_binary
 from deepflow.config.hardware import AstraBackend
 from deepflow.errors import DeepFlowError
@@ -63,10 +63,10 @@ def recorded_collectives() -> Iterator[dict[str, StoredCollective]]:
     Nothing runs: each simulation takes a time of no meaning, so what is predicted has none either.
     """
     needed: dict[str, StoredCollective] = {}
-    binary_of = cache(_binary_of)
+    binary_of = cache(binary_for)
 
     def answer(simulation: Simulation, backend: AstraBackend) -> int | None:
-        binary = binary_of(backend)
+        binary = binary_of(simulation.network, backend)
         if binary is None:
             return None
         stored = StoredCollective(simulation, binary, backend.timeout)
@@ -84,10 +84,10 @@ def stored_collectives(folder: str | Path) -> Iterator[None]:
     Predictions raise AstraSimError where a file tells of a failure, and DeepFlowError for a
     damaged file.
     """
-    binary_of = cache(_binary_of)
+    binary_of = cache(binary_for)
 
     def answer(simulation: Simulation, backend: AstraBackend) -> int | None:
-        binary = binary_of(backend)
+        binary = binary_of(simulation.network, backend)
         if binary is None:
             return None
         file = Path(folder, f"{_name(simulation, binary.digest)}.json")
@@ -171,10 +171,6 @@ def _run(options: argparse.Namespace) -> None:
     )
     if problem:
         print(f"deepflow: warning: no result: {problem}", file=sys.stderr)
-
-
-def _binary_of(backend: AstraBackend) -> Binary | None:
-    return chosen_binary(backend, congestion=False)
 
 
 @lru_cache(maxsize=2**14)

@@ -148,6 +148,12 @@ class SoftwareParameters:
     kv_block_tokens: int = option(
         "inference: tokens of a block of the cache of keys and values", 16, minimum=1, maximum=2**20
     )
+    cache_memory_share: float = option(
+        "inference: part of the memory left by weights and activations that the cache may take",
+        1.0,
+        above=0,
+        maximum=1,
+    )
     all_reduce_kernel: str = option(
         "inference: who adds up partial sums within a node: the communication library, or kernels"
         " of the framework for short messages (a network simulator knows the library's only)",
@@ -747,6 +753,13 @@ class LinkFaults:
                 first, second = filter(None, match.groups())
                 found.append((between, first, second))
         return tuple(found)
+
+
+# What files call topologies. Old ones may have other words, which closed forms take for rings.
+TOPOLOGY_NAMES = (
+    *("ring", "mesh", "torus", "mesh_2d", "torus_2d", "fat_tree"),
+    *("switch", "pcie", "fully_connected", "fc", "hic", "none"),
+)
 
 
 @record(frozen=True)

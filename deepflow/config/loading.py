@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ import yaml
 
 from deepflow.config.hardware import (
     DTYPE_BYTES,
+    TOPOLOGY_NAMES,
     HardwareConfig,
     NetworkArea,
     NetworkPower,
@@ -565,6 +567,20 @@ def check_hardware(config: HardwareConfig) -> None:
             value=area.device_area_budget,
             allowed=f"at least proc_chip_area_budget = {area.proc_chip_area_budget:g} mm2",
         )
+    for key in ("intra_node", "inter_node"):
+        name = getattr(config.network_topology, key)
+        if name in TOPOLOGY_NAMES:
+            continue
+        # Old files may say anything here, even ``true``; only what must be a slip is refused.
+        close = difflib.get_close_matches(name.lower(), TOPOLOGY_NAMES, n=1, cutoff=0.75)
+        if close:
+            raise ConfigError(
+                f"no such topology; did you mean '{close[0]}'?",
+                file=config.file,
+                key=f"network_topology.{key}",
+                value=name,
+                allowed=", ".join(TOPOLOGY_NAMES),
+            )
     try:
         config.network_topology.faults.links()
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from deepflow.config.hardware import CollectiveAlgorithms, LinkFaults, NetworkTopology
 from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware, parallel_links
@@ -10,6 +12,9 @@ from deepflow.record import record
 
 # Topologies in which any rank reaches any other without passing through third ones.
 SWITCHED = ("switch", "fully_connected", "fat_tree")
+
+# Topologies that look the same to a part of their ranks, wherever these are.
+ANYWHERE = ("switch", "fully_connected", "fc", "pcie")
 
 
 @record(frozen=True)
@@ -37,11 +42,14 @@ class Wiring:
     """What the name of a topology leaves open.
 
     ``width``: ranks in a row of a grid, or on a leaf switch of a fat tree (0: nearest to square);
-    ``oversubscription``: links into a leaf switch relative to those out of it.
+    ``oversubscription``: links into a leaf switch relative to those out of it. Of a group that is
+    a part of ``line`` devices or nodes, with ``stride`` from one to the next, these are the line's.
     """
 
     width: int = 0
     oversubscription: float = 1.0
+    line: int = 0
+    stride: int = 1
 
 
 @record(frozen=True)
@@ -114,9 +122,10 @@ def place_group(
     system = hardware.config.system_hierarchy
     flags = {dimension: getattr(system, f"{dimension}_inter") for dimension in dimensions}
     between_nodes = [dimension for dimension, flag in flags.items() if flag]
+    any_flags = any(flag is not None for flag in flags.values())
     if between_nodes:
         intra_size = 1
-    elif all(flag is None for flag in flags.values()):
+    elif not any_flags:
         intra_size = max(1, min(size, system.num_devices_per_node // stride))
         while size % intra_size:
             intra_size -= 1
@@ -157,12 +166,32 @@ def place_group(
         _forced(hardware.config.execution_backend.astra.collectives),
         topology.intra_node,
         topology.inter_node,
-        Wiring(topology.intra_node_width, topology.intra_node_oversubscription),
-        Wiring(topology.inter_node_width, topology.inter_node_oversubscription),
+        *_wiring(hardware, intra_size, inter_size, stride, by_place=not any_flags),
         Places(stride, system.num_devices_per_node, system.num_nodes, topology.faults)
         if topology.faults.links()
         else None,
     )
+
+
+def _wiring(
+    hardware: Hardware, intra_size: int, inter_size: int, stride: int, *, by_place: bool
+) -> tuple[Wiring, Wiring]:
+    """Within and between nodes. Simulators want to know which part of a line a group is.
+
+    ``by_place``: the group uses the networks that follow from the places of its ranks.
+    """
+    config = hardware.config
+    topology, system = config.network_topology, config.system_hierarchy
+    intra = Wiring(topology.intra_node_width, topology.intra_node_oversubscription)
+    inter = Wiring(topology.inter_node_width, topology.inter_node_oversubscription)
+    if not by_place or config.execution_backend.model == "analytical":
+        return intra, inter
+    per_node, nodes = system.num_devices_per_node, system.num_nodes
+    if topology.intra_node not in ANYWHERE and 1 < intra_size < per_node:
+        intra = replace(intra, line=per_node, stride=stride)
+    if topology.inter_node not in ANYWHERE and 1 < inter_size < nodes:
+        inter = replace(inter, line=nodes, stride=max(1, stride * intra_size // per_node))
+    return intra, inter
 
 
 def beyond_closed_forms(topology: NetworkTopology) -> str:

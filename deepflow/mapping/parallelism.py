@@ -77,57 +77,76 @@ def map_training(hardware: Hardware, model: LlmModel) -> TrainingMapping:
         InfeasiblePoint: the degrees do not multiply to the devices, something does not divide,
             or a group has no network.
     """
-    system = hardware.config.system_hierarchy
     asked = hardware.config.scheduling_param
-    tensor = tensor_degree(asked)
-    context, expert, pipeline = asked.context, asked.expert, asked.pipeline
-    devices = system.num_devices_per_node * system.num_nodes
-    data = _data_degree(asked, tensor, devices, system)
-    seen = dict.fromkeys(PARALLEL_DIMENSIONS, hardware)
-    if system.layout != "none":
-        if context > 1 or expert > 1:
-            raise InfeasiblePoint(
-                "system_hierarchy.layout places tensor, data and pipeline dimensions only;"
-                f" parallelism.context is {context}, parallelism.expert {expert}"
-            )
-        from deepflow.mapping.layout import Degrees, seen_by_dimension
-
-        seen = seen_by_dimension(hardware, Degrees(tensor, 1, data, pipeline))
-    _check_shapes(model, tensor, context, expert, data)
-    micro_batch_size, num_microbatches = _microbatches(asked, model.global_batch_size, data)
-    virtual_stages = _virtual_stages(asked, num_microbatches)
-    replicas, per_node = context * data, system.num_devices_per_node
+    data = data_degree(hardware, model)
+    micro_batch_size, num_microbatches = batch_split(
+        asked.micro_batch_size, asked.num_microbatches, model.global_batch_size, data
+    )
+    virtual_stages = parts_per_stage(
+        asked.schedule, asked.virtual_stages, asked.pipeline, num_microbatches
+    )
     return TrainingMapping(
-        tensor=tensor,
-        context=context,
-        expert=expert,
+        tensor=tensor_degree(asked),
+        context=asked.context,
+        expert=asked.expert,
         data=data,
-        pipeline=pipeline,
+        pipeline=asked.pipeline,
         virtual_stages=virtual_stages,
         num_microbatches=num_microbatches,
         micro_batch_size=micro_batch_size,
-        parts=model_parts(model, pipeline * virtual_stages, asked),
-        groups={
-            "tensor": place_group(seen["kp1"], "tensor", tensor, 1, ("kp1", "kp2")),
-            "context": place_group(hardware, "context", context, tensor, ()),
-            "data": place_group(seen["dp"], "data", replicas, tensor, ("dp",)),
-            "expert": _expert_group(hardware, model, expert, tensor),
-            "expert_data": place_group(
-                seen["dp"], "expert_data", replicas // expert, tensor * expert, ("dp",)
-            ),
-            "pipeline": place_group(
-                seen["lp"], "pipeline", min(pipeline, 2), tensor * replicas, ("lp",)
-            ),
-            "embedding": place_group(
-                seen["lp"],
-                "embedding",
-                min(pipeline, 2),
-                tensor * replicas if devices <= per_node else per_node,
-                ("lp",),
-            ),
-        },
+        parts=model_parts(model, asked.pipeline * virtual_stages, asked),
+        groups=training_groups(hardware, model, data),
         asked=asked,
     )
+
+
+def data_degree(hardware: Hardware, model: LlmModel) -> int:
+    """The data parallel degree, whatever the batch.
+
+    Raises:
+        InfeasiblePoint: the degrees do not multiply to the devices, or do not divide the model.
+    """
+    system, asked = hardware.config.system_hierarchy, hardware.config.scheduling_param
+    tensor, context, expert = tensor_degree(asked), asked.context, asked.expert
+    data = _data_degree(asked, tensor, system)
+    if system.layout != "none" and (context > 1 or expert > 1):
+        raise InfeasiblePoint(
+            "system_hierarchy.layout places tensor, data and pipeline dimensions only;"
+            f" parallelism.context is {context}, parallelism.expert {expert}"
+        )
+    _check_shapes(model, tensor, context, expert, data)
+    return data
+
+
+def training_groups(hardware: Hardware, model: LlmModel, data: int) -> dict[str, Group]:
+    """Groups by name, as in ``TrainingMapping``, with so many replicas.
+
+    Raises:
+        InfeasiblePoint: a group has no network, or no place in the layout.
+    """
+    system, asked = hardware.config.system_hierarchy, hardware.config.scheduling_param
+    tensor, context, expert = tensor_degree(asked), asked.context, asked.expert
+    pipeline = asked.pipeline
+    seen = dict.fromkeys(PARALLEL_DIMENSIONS, hardware)
+    if system.layout != "none":
+        from deepflow.mapping.layout import Degrees, seen_by_dimension
+
+        seen = seen_by_dimension(hardware, Degrees(tensor, 1, data, pipeline))
+    replicas, per_node = context * data, system.num_devices_per_node
+    between_ends = tensor * replicas if system.num_nodes == 1 else per_node
+    return {
+        "tensor": place_group(seen["kp1"], "tensor", tensor, 1, ("kp1", "kp2")),
+        "context": place_group(hardware, "context", context, tensor, ()),
+        "data": place_group(seen["dp"], "data", replicas, tensor, ("dp",)),
+        "expert": _expert_group(hardware, model, expert, tensor),
+        "expert_data": place_group(
+            seen["dp"], "expert_data", replicas // expert, tensor * expert, ("dp",)
+        ),
+        "pipeline": place_group(
+            seen["lp"], "pipeline", min(pipeline, 2), tensor * replicas, ("lp",)
+        ),
+        "embedding": place_group(seen["lp"], "embedding", min(pipeline, 2), between_ends, ("lp",)),
+    }
 
 
 def _expert_group(hardware: Hardware, model: LlmModel, expert: int, tensor: int) -> Group:
@@ -195,15 +214,18 @@ def _check_shapes(model: LlmModel, tensor: int, context: int, expert: int, data:
         )
 
 
-def _virtual_stages(asked: Parallelism, num_microbatches: int) -> int:
-    if asked.schedule != "interleaved":
-        if asked.virtual_stages not in (None, 1):
+def parts_per_stage(
+    schedule: str, virtual_stages: int | None, pipeline: int, num_microbatches: int
+) -> int:
+    """Parts of the model on a stage; InfeasiblePoint if the schedule has no such number."""
+    if schedule != "interleaved":
+        if virtual_stages not in (None, 1):
             raise InfeasiblePoint(
-                f"parallelism.virtual_stages is {asked.virtual_stages}, but only the schedule"
-                f" interleaved has any; parallelism.schedule is {asked.schedule}"
+                f"parallelism.virtual_stages is {virtual_stages}, but only the schedule"
+                f" interleaved has any; parallelism.schedule is {schedule}"
             )
         return 1
-    if asked.pipeline == 1:
+    if pipeline == 1:
         raise InfeasiblePoint(
             "the schedule interleaved needs several stages; parallelism.pipeline is 1"
         )
@@ -211,9 +233,9 @@ def _virtual_stages(asked: Parallelism, num_microbatches: int) -> int:
         "for the schedule interleaved, the number of microbatches",
         num_microbatches,
         "parallelism.pipeline",
-        asked.pipeline,
+        pipeline,
     )
-    return asked.virtual_stages or 2
+    return virtual_stages or 2
 
 
 def tensor_degree(asked: Parallelism) -> int:
@@ -223,7 +245,8 @@ def tensor_degree(asked: Parallelism) -> int:
     return (asked.kp1 or 1) * (asked.kp2 or 1)
 
 
-def _data_degree(asked: Parallelism, tensor: int, devices: int, system: SystemHierarchy) -> int:
+def _data_degree(asked: Parallelism, tensor: int, system: SystemHierarchy) -> int:
+    devices = system.num_devices_per_node * system.num_nodes
     machine = (
         f"{devices} devices ({system.num_nodes} nodes of {system.num_devices_per_node};"
         " system_hierarchy.num_nodes, num_devices_per_node)"
@@ -249,9 +272,13 @@ def _check_divides(what: str, value: int, by: str, degree: int) -> None:
         raise InfeasiblePoint(f"{what} {value} is not divisible by {by} {degree}")
 
 
-def _microbatches(asked: Parallelism, global_batch_size: int, data: int) -> tuple[int, int]:
-    """(micro_batch_size, num_microbatches) with data * both = global_batch_size."""
-    size, number = asked.micro_batch_size, asked.num_microbatches
+def batch_split(
+    size: int | None, number: int | None, global_batch_size: int, data: int
+) -> tuple[int, int]:
+    """(micro_batch_size, num_microbatches) with data * both = global_batch_size.
+
+    ``size`` and ``number``: what is asked for. Raises InfeasiblePoint if there are none.
+    """
     if size is None:
         size, left = divmod(global_batch_size, data * number) if number is not None else (1, 0)
         if left or not size:

@@ -46,7 +46,7 @@ class Dimension:
         self.size = size
         self.rate = bytes_per_ns(bandwidth)
         self.latency = latency
-        self.width = width or _squarest_divisor(size)
+        self.width = width or squarest_divisor(size)
         self.uplinks = max(1, math.floor(self.width / oversubscription + 1e-9))
         self._constant_hops = {"FullyConnected": 1, "Switch": 2}.get(kind)
         self._delays: dict[tuple[int, int], int] = {}
@@ -335,6 +335,6 @@ def _both(
         yield b, a
 
 
-def _squarest_divisor(size: int) -> int:
+def squarest_divisor(size: int) -> int:
     """The smallest divisor that is at least the square root."""
     return next(width for width in range(math.isqrt(size - 1) + 1, size + 1) if size % width == 0)

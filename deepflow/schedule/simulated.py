@@ -262,6 +262,79 @@ def machine_chain_time(
     )
 
 
+def pass_time(
+    durations: Sequence[float], hop_bytes: float, hardware: Hardware, group: Group
+) -> float:
+    """Seconds of one pass from stage to stage, which are the ranks of a simulation.
+
+    ``durations`` of the stages in seconds; the rest as in ``pipeline_time``.
+
+    Raises:
+        NetworkError, AstraSimError: the simulator has no answer.
+    """
+    from deepflow.astra.export import Item
+    from deepflow.astra.modes import NANOSECONDS, pipeline_network, run, settings_for
+
+    stages = len(durations)
+    if stages == 1:
+        return durations[0]
+    backend = hardware.config.execution_backend.astra
+    network = pipeline_network(group, stages)
+    chains = [[(Item(compute=duration),)] for duration in durations]
+    nodes = [tuple(program.nodes()) for program in _pass_traces(chains, hop_bytes, _no_phases)]
+    settings = settings_for(network, backend, hardware.accelerator.memory[-1].bandwidth)
+    return run(nodes, network, settings, backend, {}).wall_time / NANOSECONDS
+
+
+def machine_pass_time(
+    chains: Sequence[Sequence[Sequence[Item]]],
+    hop_bytes: float,
+    hardware: Hardware,
+    groups: Mapping[str, tuple[Group, int]],
+    devices: int,
+) -> float:
+    """Seconds of one pass from stage to stage in which every rank of a stage runs its ``chains``.
+
+    The rest as in ``machine_step_time``.
+
+    Raises:
+        NetworkError, AstraSimError: the simulator has no answer, or it would take too long.
+    """
+    from deepflow.astra.machine import machine_time
+    from deepflow.astra.modes import check_parts
+
+    check_parts(sum(len(chain) for of_stage in chains for chain in of_stage))
+    machine = whole_machine(hardware, groups, devices, len(chains))
+    traces = _pass_traces(chains, hop_bytes, machine.phases)
+    backend = hardware.config.execution_backend.astra
+    return machine_time(traces, machine, backend, hardware.accelerator.memory[-1].bandwidth)
+
+
+def _pass_traces(
+    chains: Sequence[Sequence[Sequence[Item]]], hop_bytes: float, phases: Phases
+) -> list[Program]:
+    """What each stage runs of a pass that goes through all of them."""
+    from deepflow.astra.export import Operations, TraceBuilder
+
+    operations, size = Operations(), max(1, round(hop_bytes))
+    # Layers that are alike are built once.
+    templates = {
+        id(chain): TraceBuilder(operations).template([chain], phases)
+        for of_stage in chains
+        for chain in of_stage
+    }
+    traces = []
+    for stage, of_stage in enumerate(chains):
+        trace = TraceBuilder(operations)
+        after = trace.receive(size, stage - 1, stage) if stage else ()
+        for chain in of_stage:
+            after = trace.put(templates[id(chain)], after)
+        if stage + 1 < len(chains):
+            trace.send(size, stage + 1, stage + 1, after)
+        traces.append(trace.program)
+    return traces
+
+
 def whole_machine(
     hardware: Hardware, groups: Mapping[str, tuple[Group, int]], devices: int, stages: int
 ) -> Machine:
