@@ -248,7 +248,7 @@ def _inference(hardware: Hardware, model: LlmModel, prediction: Prediction) -> l
         lines += ["", title]
         for name, costs in passed.segments.items():
             lines += ["", f"{name}: {counts[name]} times per pass", _HEADER]
-            lines += _operators(costs, counts[name] * times_run / run.end_to_end)
+            lines += _operators(costs, counts[name] * times_run * run.turns / run.end_to_end)
     lines += ["", "Memory of the fullest device"]
     for title, amount in (
         ("weights", memory.weights),

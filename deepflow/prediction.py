@@ -420,20 +420,22 @@ def _predict_inference(hardware: Hardware, model: LlmModel) -> Prediction:
     fits = memory.total <= capacity
     energy = device_energy(hardware, each, time)
     joules = None if energy is None else energy * run.devices
+    # Parameters and work per token do not depend on requests, and are remembered by model.
+    counted = replace(model, global_batch_size=1, prompt_len=None, output_len=1)
     # A forward pass is a third of what a step of training needs.
-    useful = model_flops_per_token(model) / 3 * batch * (run.new_tokens + model.output_len - 1)
+    useful = model_flops_per_token(counted) / 3 * batch * (run.new_tokens + model.output_len - 1)
     return Prediction(
         status="ok" if fits else "out_of_memory",
         reason="" if fits else memory_reason(memory.total, capacity),
         time_s=time,
         time_to_first_token_s=run.first_token,
         time_per_output_token_s=further,
-        inter_token_latency_s=None if further is None else run.step.latency + run.host,
+        inter_token_latency_s=None if further is None else run.step_time,
         tokens_per_second=generated / time,
         tokens_per_second_per_device=generated / time / run.devices,
         tokens_per_second_per_sequence=None if further is None else 1 / further,
         requests_per_second=batch / time,
-        concurrent_requests=batch,
+        concurrent_requests=round(batch / run.turns),
         model_flops_utilization=useful
         / (time * run.devices * hardware.accelerator.core.peak_flops),
         flops_per_second_per_device=useful / time / run.devices,
@@ -466,8 +468,8 @@ def _predict_inference(hardware: Hardware, model: LlmModel) -> Prediction:
         data_parallel=layout.data,
         num_microbatches=run.mapping.groups,
         micro_batch_size=run.mapping.group_sequences,
-        parameters=parameter_count(model),
-        active_parameters=active_parameter_count(model),
+        parameters=parameter_count(counted),
+        active_parameters=active_parameter_count(counted),
         bound=max(times, key=lambda name: times[name]).removeprefix("time_").removesuffix("_s"),
         **times,
     )

@@ -169,7 +169,7 @@ def test_a_training_step_waits_for_its_slowest_link(mode, where):
 
 def test_faults_that_cannot_be_told_apart_are_no_numbers():
     fault = {f"{FAULTS}.intra_node_links": "0-1", "network_topology.intra_node": "ring"}
-    with pytest.raises(InfeasiblePoint, match="takes up a part of a Ring"):
+    with pytest.raises(InfeasiblePoint, match="takes up a part of a ring"):
         training(tensor=4, **fault)
     with pytest.raises(InfeasiblePoint, match="no faulty links"):
         training("full_astrasim_hierarchical", **fault, **{"parallelism.pipeline": 2})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepflow.config import load_hardware_config, load_model_config
+from deepflow.config import DeepFlowWarning, load_hardware_config, load_model_config
 from deepflow.config.framework import load_framework_config
 from deepflow.config.loading import with_overrides
 from deepflow.errors import ConfigError, InfeasiblePoint
@@ -206,6 +206,35 @@ def test_the_largest_batch_fits_and_one_more_does_not(pipeline):
     assert (fits.status, more.status) == ("ok", "out_of_memory")
 
 
+def test_requests_without_room_wait_for_others():
+    asked = model(prompt_len=8192, requests_per_client=None, wait_when_full=True)
+    room = predict(hardware(), asked).max_batch_size
+    full, more, twice = (
+        predict(hardware(), replace(asked, global_batch_size=number))
+        for number in (room, room + 1, 2 * room)
+    )
+    assert (full.status, more.status, twice.status) == ("ok", "ok", "ok")
+    assert full.time_s < more.time_s < twice.time_s
+    # Who works is the same as before, so nothing gets done sooner; the others stand in line.
+    assert twice.concurrent_requests == pytest.approx(room, rel=0.01)
+    assert twice.tokens_per_second == pytest.approx(full.tokens_per_second, rel=0.01)
+    assert twice.time_per_output_token_s == pytest.approx(full.time_per_output_token_s, rel=0.01)
+    assert twice.time_to_first_token_s > 0.95 * full.time_s
+    assert twice.energy_per_token_j == pytest.approx(full.energy_per_token_j, rel=0.01)
+    waits_not = replace(asked, global_batch_size=2 * room, wait_when_full=False)
+    assert predict(hardware(), waits_not).status == "out_of_memory"
+
+
+def test_a_framework_may_keep_memory_from_the_cache():
+    asked = model(prompt_len=8192)
+    whole, part = (
+        predict(hardware(framework="nemo", **{"sw_param.cache_memory_share": share}), asked)
+        for share in (1.0, 0.9)
+    )
+    assert part.max_batch_size == pytest.approx(0.9 * whole.max_batch_size, abs=1)
+    assert part.kv_cache_bytes == whole.kv_cache_bytes
+
+
 def test_stored_weights_take_their_bits():
     full = predict(hardware(tensor=8), model("Llama3.1-70B"))
     sizes = {
@@ -228,6 +257,45 @@ def test_stored_weights_take_their_bits():
         predict(narrow, model("Llama3.1-70B", **long)).time_to_first_token_s
         > predict(hardware(tensor=8), model("Llama3.1-70B", **long)).time_to_first_token_s
     )
+
+
+def test_the_head_stays_wide_where_products_are_narrow():
+    wide, narrow = (
+        run_inference(hardware(**changes), model(global_batch_size=1)).step.segments
+        for changes in ({}, {"sw_param.matrix_dtype": "fp8"})
+    )
+
+    def read(segments, name):
+        return max(
+            item.cost.dram_bytes
+            for chain in segments.values()
+            for item in chain
+            if isinstance(item.operator, Gemm) and item.operator.name == name
+        )
+
+    head, layer = "vocabulary_projection", "feed_forward_up"
+    assert read(narrow, head) == pytest.approx(read(wide, head))
+    assert read(narrow, layer) == pytest.approx(read(wide, layer) / 2, rel=0.01)
+
+
+def test_halves_of_prompts_travel_to_experts_beside_each_other():
+    degrees = {"data": 8, "expert": 8, "system_hierarchy.num_devices_per_node": 8}
+    asked = model("Mixtral-8x7B", global_batch_size=16, prompt_len=4096, output_len=8)
+    apart, beside = (
+        predict(hardware(**degrees, overlap_expert_communication=overlaps), asked)
+        for overlaps in (False, True)
+    )
+    hidden = apart.time_s - beside.time_s
+    assert 0 < hidden <= apart.time_expert_communication_s / 2
+    assert beside.time_gemm_s == pytest.approx(apart.time_gemm_s)
+    assert beside.inter_token_latency_s == pytest.approx(apart.inter_token_latency_s)
+    flattened = {
+        "execution_backend.model": "astra",
+        "execution_backend.astra.mode": "full_astrasim_flattened",
+    }
+    with pytest.warns(DeepFlowWarning, match="two halves of prompts at once"):
+        found = predict(hardware(**degrees, **flattened, overlap_expert_communication=True), asked)
+    assert found.backend_used == "analytical"
 
 
 def test_a_window_bounds_cache_and_attention():
@@ -275,6 +343,17 @@ def test_a_pipeline_has_a_group_of_sequences_on_each_stage():
     mapping = map_inference(hardware(pipeline=4, tensor=2), model(global_batch_size=12))
     assert (mapping.groups, mapping.group_sequences) == (4, 3)
     assert map_inference(hardware(pipeline=4, tensor=2), model(global_batch_size=2)).groups == 2
+
+
+def test_the_slowest_stage_of_a_pipeline_sets_the_pace():
+    # The vocabulary of a model with few layers is most of the last stage's work.
+    asked = replace(model("Llama3.1-8B", global_batch_size=16), num_layers=4)
+    run = run_inference(hardware(pipeline=4, **{"sw_param.host_time_per_decode_step": 0}), asked)
+    assert max(run.step.stages) > 1.5 * min(run.step.stages)
+    assert run.step_time == pytest.approx(4 * max(run.step.stages))
+    alone = replace(asked, global_batch_size=1)
+    run = run_inference(hardware(pipeline=4), alone)
+    assert run.step_time == pytest.approx(run.step.latency + run.host)
 
 
 def test_devices_that_share_a_context_share_its_cache():
@@ -359,24 +438,29 @@ def test_custom_all_reduces_are_for_short_messages():
     assert kinds[1].time_to_first_token_s == pytest.approx(kinds[0].time_to_first_token_s, rel=0.02)
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "hybrid_congestion"])
-def test_the_network_simulator_times_collectives_of_inference(mode):
+SIMULATED = ("hybrid", "hybrid_congestion", "full_astrasim", "full_astrasim_flattened")
+
+
+@pytest.mark.parametrize("degrees", [{"tensor": 8}, {"tensor": 2, "pipeline": 4}])
+def test_the_network_simulator_times_inference(degrees):
     asked = model(output_len=8)
-    backend = {"execution_backend.model": "astra", "execution_backend.astra.mode": mode}
-    simulated = predict(hardware(tensor=8, **backend), asked)
-    library = {"sw_param.all_reduce_kernel": "library", "sw_param.chunked_prefill": False}
-    closed = predict(hardware(tensor=8, **library), asked)
-    assert (simulated.backend_used, simulated.fallback_reason) == ("astra", "")
-    assert simulated.time_gemm_s == pytest.approx(closed.time_gemm_s)
-    assert simulated.time_tensor_communication_s > 0
-
-
-@pytest.mark.filterwarnings("ignore::deepflow.config.DeepFlowWarning")
-def test_what_the_network_simulator_cannot_do_is_said():
-    backend = {"execution_backend.model": "astra", "execution_backend.astra.mode": "full_astrasim"}
-    found = predict(hardware(tensor=8, **backend), model())
-    assert found.backend_used == "analytical"
-    assert "full_astrasim" in found.fallback_reason
+    plain = {"sw_param.all_reduce_kernel": "library", "sw_param.chunked_prefill": False}
+    closed = predict(hardware(**degrees, **plain), asked)
+    times = {}
+    for mode in SIMULATED:
+        backend = {"execution_backend.model": "astra", "execution_backend.astra.mode": mode}
+        found = predict(hardware(**degrees, **plain, **backend), asked)
+        assert (found.backend_used, found.fallback_reason) == ("astra", "")
+        assert sum(getattr(found, name) or 0 for name in TIME_COLUMNS) == pytest.approx(
+            found.time_s
+        )
+        assert found.time_gemm_s == pytest.approx(closed.time_gemm_s)
+        assert found.time_tensor_communication_s > 0
+        times[mode] = found.time_s
+    # Where nothing meets on links, it makes no difference how much is simulated at once.
+    together = (times["full_astrasim"], times["full_astrasim_flattened"])
+    assert together == pytest.approx((times["hybrid"], times["hybrid"]), rel=1e-3)
+    assert times["hybrid_congestion"] >= times["hybrid"] * 0.999
 
 
 @pytest.mark.parametrize("name", ["Llama3.1-8B", "Mixtral-8x7B"])
@@ -477,9 +561,9 @@ def test_better_hardware_is_never_slower(point, asked, what):
 
 
 @settings(max_examples=60, deadline=None)
-@given(POINTS, REQUESTS)
-def test_classes_of_time_and_parts_of_memory_add_up(point, asked):
-    found = both(point, asked, {})
+@given(POINTS, REQUESTS, st.booleans())
+def test_classes_of_time_and_parts_of_memory_add_up(point, asked, waits):
+    found = both(point, {**asked, "wait_when_full": waits}, {})
     if found is None:
         return
     found = found[0]

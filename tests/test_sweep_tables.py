@@ -209,6 +209,8 @@ PLOTS = {
     "scatter": "{kind: scatter, x: tensor, y: energy_j, hue: bandwidth, log_y: true}",
     "heatmap": "{kind: heatmap, x: tensor, y: bandwidth, value: time_s, goal: minimum}",
     "pareto": "{kind: pareto, x: peak_memory_bytes, y: time_s, hue: tensor, label: [tensor]}",
+    "fronts": "{kind: pareto, x: tokens_per_second, y: energy_j, goal_x: maximum,"
+    " hue: tensor, fronts: tensor, label: [bandwidth]}",
     "breakdown": "{kind: breakdown, best: 3}",
     "bars": "{kind: breakdown, x: tensor, title: Bars}",
     "nothing": "{kind: line, x: tensor, y: time_s, where: tensor > 100}",
@@ -219,6 +221,7 @@ SHOWN = {
     "scatter": ["energy (kJ)", "bandwidth", "2 TB/s"],
     "heatmap": ["time (s)", "bandwidth", "2 TB/s", "gray: no point"],
     "pareto": ["peak memory (GB)", "Pareto front", "less peak memory and less time"],
+    "fronts": ["front of 2 (", "TB/s", "more tokens per second and less energy are better"],
     "breakdown": ["time (s)", "matrix multiplication", "part of the time", "the 3 fastest points"],
     "bars": ["Bars", "the fastest point for each tensor"],
     "nothing": ["nothing to draw: 0 of 40 points"],
@@ -249,6 +252,11 @@ def test_a_short_logarithmic_axis_has_numbers(folder: Path, summary: Path) -> No
     assert len([text for text in texts if re.fullmatch(r"[0-9.]+", text)]) >= 3
 
 
+def beaten(point: tuple[float, float], points: list[tuple[float, float]]) -> bool:
+    """Whether another one has less x and more y, or one of them and the other equal."""
+    return any(x <= point[0] and y >= point[1] and (x, y) != point for x, y in points)
+
+
 def test_the_pareto_front_is_the_points_that_no_other_beats(folder: Path, summary: Path) -> None:
     plot = "{kind: pareto, x: peak_memory_bytes, y: tokens_per_second, goal: maximum, name: front}"
     sweep = load(folder, SWEEP + f"plots: [{plot}]\n", "front")
@@ -256,17 +264,22 @@ def test_the_pareto_front_is_the_points_that_no_other_beats(folder: Path, summar
     table = pd.read_parquet(summary)
     rows = table[table["status"] == "ok"]
     points = list(zip(rows["peak_memory_bytes"], rows["tokens_per_second"], strict=True))
-    front = {
-        (memory, speed)
-        for memory, speed in points
-        if not any(
-            other_memory <= memory
-            and other_speed >= speed
-            and (other_memory, other_speed) != (memory, speed)
-            for other_memory, other_speed in points
-        )
-    }
+    front = {point for point in points if not beaten(point, points)}
     assert f"Pareto front ({len(front)})" in (folder / "front.svg").read_text()
+
+
+def test_each_value_of_a_column_can_have_its_own_front(folder: Path, summary: Path) -> None:
+    plot = (
+        "{kind: pareto, x: tokens_per_second, goal_x: maximum, y: peak_memory_bytes,"
+        " fronts: tensor, name: fronts}"
+    )
+    sweep = load(folder, SWEEP + f"plots: [{plot}]\n", "fronts")
+    draw_plot(sweep.plot("fronts"), summary, [folder / "fronts.svg"], sweep.file)
+    table = pd.read_parquet(summary)
+    for tensor, rows in table[table["status"] == "ok"].groupby("tensor"):
+        points = list(zip(rows["peak_memory_bytes"], rows["tokens_per_second"], strict=True))
+        front = {point for point in points if not beaten(point, points)}
+        assert f"front of {tensor} ({len(front)})" in (folder / "fronts.svg").read_text()
 
 
 @pytest.mark.parametrize(

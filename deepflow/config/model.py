@@ -216,6 +216,11 @@ class LlmModel:
         above=0,
         maximum=1e9,
     )
+    wait_when_full: bool = option(
+        "inference: requests for which the memory has no room wait until others are done (false:"
+        " the point does not fit)",
+        False,
+    )
     first_token_target: float | None = option(
         "inference: time to the first token that is to be met; with a target, global_batch_size is"
         " the most requests at once, and there are as many of them as meet the targets and fit",

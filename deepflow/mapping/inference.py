@@ -99,6 +99,7 @@ def numbers_of(hardware: Hardware) -> Numbers:
         software.precision,
         software.cached_bytes,
         None if software.weight_dtype is None else software.weight_bytes,
+        software.matrix_dtype is not None,
         software.kernel_fusion,
     )
 

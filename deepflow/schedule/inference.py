@@ -11,6 +11,8 @@ and its own tokens:
 
     end to end = host + batches of prompts + steps (pass + host)
 
+On a pipeline with a group of sequences on each stage the slowest stage sets the pace.
+
 What of that comes before the first token depends on when requests start. Those that all start at
 once wait for their turn, half of all prompts on average. Later on those that were started together
 end together, and the next ones wait for their own batch of prompts only; the batches of others then
@@ -26,7 +28,7 @@ stream of requests then, whatever ``requests_per_client`` says.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from deepflow.config.model import LlmModel
@@ -39,9 +41,18 @@ from deepflow.mapping.inference import (
     numbers_of,
     sharded_pass,
 )
-from deepflow.mapping.parallelism import EMBEDDING, HEAD
+from deepflow.mapping.parallelism import EMBEDDING, HEAD, TrainingMapping
 from deepflow.record import record
-from deepflow.schedule.simulated import FLATTENED, PIPELINES, chain_total, simulated_mode
+from deepflow.schedule.simulated import (
+    FLATTENED,
+    PIPELINES,
+    chain_items,
+    chain_total,
+    machine_pass_time,
+    pass_time,
+    simulated_mode,
+    with_time,
+)
 from deepflow.workload.inference import (
     Numbers,
     attends_to,
@@ -100,10 +111,12 @@ class InferenceRun:
 
     ``prompt``: a pass over ``pieces``-th parts of the prompts of a batch, of which a replica has
     ``batches``. ``step``: the average pass of generation, of ``steps``, draft included, without
-    what ``host`` takes between passes; ``waited``: a device for the host in all. ``new_tokens``:
+    what ``host`` takes between passes; ``step_time``: from one pass of a sequence to its next;
+    ``waited``: a device for the host in all. ``new_tokens``:
     tokens of a prompt that are not cached.
     ``handover``: of one prompt's cache to the replica that generates, if that is another one.
-    ``everything``: what all devices do together.
+    ``everything``: what all devices do together. ``turns``: how often the sequences at work give
+    way to others until everybody has been answered once.
     """
 
     mapping: InferenceMapping
@@ -114,6 +127,7 @@ class InferenceRun:
     new_tokens: int
     step: PassCosts
     steps: float
+    step_time: float
     host: float
     waited: float
     handover: Cost
@@ -121,6 +135,7 @@ class InferenceRun:
     end_to_end: float
     everything: Cost
     memory: ServingMemory
+    turns: float = 1.0
 
     @property
     def devices(self) -> int:
@@ -132,16 +147,8 @@ def run_inference(hardware: Hardware, model: LlmModel) -> InferenceRun:
 
     Raises:
         InfeasiblePoint: degrees or networks do not fit together, or the model does not generate.
-        NetworkError: a mode of the simulator is asked for that takes whole pipelines or machines.
+        NetworkError, AstraSimError: the simulator that is asked for has no answer.
     """
-    mode = simulated_mode(hardware)
-    if mode in (FLATTENED, *PIPELINES):
-        from deepflow.network.graph import NetworkError
-
-        raise NetworkError(
-            f"the mode {mode} simulates steps of training; inference is simulated by collectives"
-            " (hybrid) or by blocks (hybrid_congestion)"
-        )
     mapping = map_inference(hardware, model)
     layout, software = mapping.layout, hardware.config.sw_param
     if layout.expert == 1:
@@ -168,15 +175,24 @@ def run_inference(hardware: Hardware, model: LlmModel) -> InferenceRun:
     shards, costs = _costs(hardware, mapping, passes)
     rows = -(-batch_prompts * queries // layout.context)
     of_prompt = _in_pieces(costs["prompt"], hardware, mapping, new, pieces)
-    prompt = _passed(hardware, mapping, of_prompt, rows * model.hidden_dim, graph=False)
+    halves = layout.asked.overlap_expert_communication and rows > 1
+    prompt = _passed(
+        hardware, mapping, of_prompt, rows * model.hidden_dim, graph=False, halves=halves
+    )
     step = _generation(hardware, model, mapping, costs)
 
     steps = (model.output_len - 1) / _tokens_per_pass(model.draft_len, model.draft_acceptance)
     host = software.host_time_per_decode_step + mapping.sequences * software.host_time_per_sequence
+    # Every stage works on all groups of sequences in turn, the slowest one without a rest.
+    step_time = max(step.latency + host, mapping.groups * max(step.stages))
     along, alone = NOTHING, steps
     if software.chunked_prefill and not mapping.disaggregated:
-        along = _going_along(mapping, prompt, step, batch_prompts, queries)
-        alone = max(0.0, steps - (batches - 1) * pieces)
+        shared = (batches - 1) * pieces
+        # Of requests with few tokens most are not generating while others' prompts are processed.
+        share = min(1.0, steps / shared) if shared else 0.0
+        generating = share * (mapping.sequences - batch_prompts)
+        along = _going_along(mapping, prompt, step, batch_prompts * queries, generating)
+        alone = max(0.0, steps - shared)
     of_stage = max(prompt.stages) + along.time / layout.pipeline
     own = prompt.latency + along.time + (pieces - 1) * of_stage
     first = software.host_time_per_request + own + host
@@ -186,7 +202,7 @@ def run_inference(hardware: Hardware, model: LlmModel) -> InferenceRun:
     handover = NOTHING
     if mapping.disaggregated:
         handover = _handover(hardware, model, mapping, numbers)
-    generation = handover.time + alone * (step.latency + host)
+    generation = handover.time + alone * step_time
     if mapping.disaggregated:
         # Others' prompts hold nobody up who generates, but prompts in their turn.
         busy = own + others + mapping.prompts * handover.time
@@ -209,6 +225,7 @@ def run_inference(hardware: Hardware, model: LlmModel) -> InferenceRun:
         new,
         step,
         steps,
+        step_time,
         host,
         waited,
         handover,
@@ -231,9 +248,10 @@ def time_per_output_token(run: InferenceRun, model: LlmModel) -> float | None:
 def run_requests(hardware: Hardware, model: LlmModel) -> tuple[LlmModel, InferenceRun]:
     """``run_inference`` with as many requests at once as the model's rate and targets make.
 
-    Without any these are ``global_batch_size``, which is the limit otherwise. With a rate they are
-    the fewest that carry it (Little's law), with targets only the most that meet them and fit. Both
-    are found by doubling or halving: more requests are slower, and more of them get done.
+    Without any these are ``global_batch_size``, which is the limit otherwise, but for those that
+    wait for memory (``wait_when_full``). With a rate they are the fewest that carry it (Little's
+    law), with targets only the most that meet them and fit. Both are found by doubling or halving:
+    more requests are slower, and more of them get done.
 
     Raises:
         InfeasiblePoint: no number of requests up to the limit will do.
@@ -286,7 +304,18 @@ def run_requests(hardware: Hardware, model: LlmModel) -> tuple[LlmModel, Inferen
             )
         return most
     most = tried(limit)
-    if (first is None and further is None) or (meets(*most) and most[1].memory.total <= capacity):
+    if first is None and further is None:
+        room = min(most[1].memory.largest_batch, limit - 1)
+        if not model.wait_when_full or most[1].memory.total <= capacity or room < 1:
+            return most
+        runs = {room: tried(room)[1]}
+        # The last batch of prompts may be too small to be worth it.
+        full = room - room % (runs[room].batch_prompts * runs[room].mapping.generating)
+        if 0 < full < room:
+            runs[full] = tried(full)[1]
+        held = min(runs, key=lambda requests: runs[requests].end_to_end / requests)
+        return most[0], _in_turns(runs[held], limit / held)
+    if meets(*most) and most[1].memory.total <= capacity:
         return most
     least, high = tried(1), limit
     if not meets(*least) or least[1].memory.total > capacity:
@@ -301,6 +330,19 @@ def run_requests(hardware: Hardware, model: LlmModel) -> tuple[LlmModel, Inferen
         else:
             high = middle[0].global_batch_size
     return least
+
+
+def _in_turns(run: InferenceRun, turns: float) -> InferenceRun:
+    """``run`` for ``turns`` times as many clients, who wait for a place as in a steady stream."""
+    waiting = (turns - 1) * run.end_to_end
+    return replace(
+        run,
+        first_token=run.first_token + waiting,
+        end_to_end=run.end_to_end + waiting,
+        everything=run.everything * turns,
+        waited=run.waited * turns,
+        turns=turns,
+    )
 
 
 def _queue(load: float, service: float) -> float:
@@ -320,18 +362,17 @@ def _queue(load: float, service: float) -> float:
 
 
 def _going_along(
-    mapping: InferenceMapping, prompt: PassCosts, step: PassCosts, prompts: int, queries: int
+    mapping: InferenceMapping, prompt: PassCosts, step: PassCosts, tokens: int, others: float
 ) -> Cost:
-    """What a pass over ``queries`` tokens of ``prompts`` takes longer with a step of all others.
+    """What a pass over ``tokens`` of prompts takes longer with a step of ``others``.
 
     Attention is that of the step. The rest reads its weights once for both, so it grows with the
     tokens at most, and is no more than the step on its own.
     """
-    others = mapping.sequences - prompts
     whole = step.cost * (mapping.groups * others / mapping.sequences)
     if not others:
         return NOTHING
-    rest = (prompt.cost.time - prompt.cost.attention) * others / (prompts * queries)
+    rest = (prompt.cost.time - prompt.cost.attention) * others / tokens
     time = min(whole.time, whole.attention + rest)
     return replace(whole * (time / whole.time), flops=whole.flops)
 
@@ -503,8 +544,12 @@ def _passed(
     boundary_elements: int,
     *,
     graph: bool,
+    halves: bool = False,
 ) -> PassCosts:
-    """A pass through all stages; a ``graph`` needs no time of the host for its kernels."""
+    """A pass through all stages; a ``graph`` needs no time of the host for its kernels.
+
+    With ``halves`` one half of the tokens is computed while the other travels to its experts.
+    """
     software, layout = hardware.config.sw_param, mapping.layout
     gap = 0.0 if graph else software.kernel_gap
     totals = {name: _segment_total(chain, hardware, mapping, gap) for name, chain in costs.items()}
@@ -513,18 +558,68 @@ def _passed(
     if layout.pipeline > 1:
         transfer = Collective("stage_transfer", "send", "pipeline", size)
         hop = operator_cost(transfer, hardware, layout.groups).cost
-    stages, whole = [], NOTHING
+    stages = []
     for stage in range(layout.pipeline):
         cost = NOTHING
         for name, count in Counter(layout.parts[stage]).items():
             cost += totals[name] * count
-        if not graph:
-            cost = cost.paced()
-        stages.append(cost.time)
-        whole += cost
+        if halves:
+            cost += Cost(expert_communication=-_hidden(cost))
+        stages.append(cost if graph else cost.paced())
     transfers = hop * (layout.pipeline - 1)
-    latency = sum(stages) + transfers.time
-    return PassCosts(costs, tuple(stages), latency, whole + transfers)
+    latency = sum(cost.time for cost in stages) + transfers.time
+    mode = simulated_mode(hardware)
+    if mode == FLATTENED and layout.num_devices > 1:
+        if halves:
+            from deepflow.network.graph import NetworkError
+
+            raise NetworkError(
+                "parallelism.overlap_expert_communication runs two halves of prompts at once, which"
+                f" the mode {mode} does not"
+            )
+        latency = _machine_time(hardware, layout, costs, stages, size)
+        *stages, transfers = with_time([*stages, transfers], latency)
+    elif mode in PIPELINES and layout.pipeline > 1:
+        times = [cost.time for cost in stages]
+        latency = pass_time(times, size, hardware, layout.groups["pipeline"])
+        (transfers,) = with_time([transfers], latency - sum(times))
+    times = [cost.time for cost in stages]
+    return PassCosts(costs, tuple(times), latency, sum(stages, transfers))
+
+
+def _hidden(cost: Cost) -> float:
+    """Seconds of communication with experts that go on beside computing.
+
+    Two halves of a batch take turns (DeepSeek-V3, arXiv 2412.19437, 3.4.1); nothing is computed
+    beside what the first one sends at the beginning and the second one in the end. In steps of
+    generation, which would have to read all weights for each half, it is not done.
+    """
+    return min(cost.expert_communication, cost.time - cost.expert_communication) / 2
+
+
+def _machine_time(
+    hardware: Hardware,
+    layout: TrainingMapping,
+    costs: Mapping[str, tuple[OperatorCost, ...]],
+    stages: Sequence[Cost],
+    hop_bytes: float,
+) -> float:
+    """A pass in which all ranks are simulated, each with its operators and collectives."""
+    from deepflow.astra.export import Item
+
+    items = {name: chain_items(chain, hardware) for name, chain in costs.items()}
+    launches = {name: sum(item.cost.launch for item in chain) for name, chain in costs.items()}
+    chains = []
+    for content, cost in zip(layout.parts, stages, strict=True):
+        # What stages lose between kernels and by waiting for the host.
+        lost = max(0.0, cost.launch - sum(launches[name] for name in content))
+        chains.append([*(items[name] for name in content), (Item(compute=lost),)])
+    groups = {
+        "tensor": (layout.groups["tensor"], 1),
+        "context": (layout.groups["context"], layout.tensor),
+        "expert": (layout.groups["expert"], layout.tensor),
+    }
+    return machine_pass_time(chains, hop_bytes, hardware, groups, layout.num_devices)
 
 
 def _over_contexts(
@@ -619,10 +714,12 @@ def _memory(
         each = layers * of_layer
         cache = mapping.sequences * each
         activations = (largest + 2 * boundary) * numbers.activation
+        unused = cache * (1 / software.cache_memory_share - 1)
         buffers = 2 * boundary * numbers.activation if layout.tensor * layout.pipeline > 1 else 0.0
         fixed = weights + activations + logits + buffers
         usable = (capacity - software.reserved_memory) / (1 + software.allocator_overhead)
-        most = int(max(0.0, usable - fixed) // each) if each else mapping.sequences
+        room = software.cache_memory_share * max(0.0, usable - fixed)
+        most = int(room // each) if each else mapping.sequences
         found.append(
             ServingMemory(
                 weights,
@@ -630,7 +727,7 @@ def _memory(
                 activations,
                 logits,
                 buffers,
-                software.allocator_overhead * (fixed + cache),
+                software.allocator_overhead * (fixed + cache + unused) + unused,
                 software.reserved_memory,
                 most * mapping.generating,
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from deepflow.config.model import LlmModel
@@ -663,9 +664,10 @@ def _stage_costs(
 def stage_passes(of_content: Mapping[tuple[str, ...], PartCosts], parts: Parts) -> Cost:
     """One microbatch's passes through all parts of a stage."""
     passes = NOTHING
-    for part in parts:
+    for part, count in Counter(parts).items():
         costs = of_content[part]
-        passes += costs.forward + costs.backward + costs.backward_input + costs.backward_weight
+        forward, backward = costs.forward, costs.backward
+        passes += (forward + backward + costs.backward_input + costs.backward_weight) * count
     return passes
 
 
@@ -748,9 +750,8 @@ def update_costs(
 def stage_gradient(segments: Mapping[str, SegmentCosts], parts: Parts) -> Cost:
     """Reductions of gradients at the end of the step, of all segments of a stage."""
     gradient = NOTHING
-    for part in parts:
-        for name, count in Counter(part).items():
-            gradient += segments[name].gradient_total * count
+    for name, count in Counter(chain.from_iterable(parts)).items():
+        gradient += segments[name].gradient_total * count
     return gradient
 
 

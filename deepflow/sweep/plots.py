@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 FEW = 12
 """Up to this many different values, each gets its own tick or legend entry."""
 
+CAPTION_WIDTH = 180
+"""Characters of the small print that are as wide as a figure."""
+
 _REASON = "fallback_reason"
 _FALLBACK = "closed forms, not simulated"
 
@@ -35,7 +39,10 @@ _KEYS = {
     "line": ({"x", "y"}, {"hue", "style", "log_x", "log_y", "goal"}),
     "scatter": ({"x", "y"}, {"hue", "style", "log_x", "log_y"}),
     "heatmap": ({"x", "y", "value"}, {"goal"}),
-    "pareto": ({"x", "y"}, {"hue", "style", "log_x", "log_y", "goal", "label"}),
+    "pareto": (
+        {"x", "y"},
+        {"hue", "style", "log_x", "log_y", "goal", "goal_x", "fronts", "label"},
+    ),
     "breakdown": (set(), {"x", "best"}),
 }
 _PARTS = {
@@ -68,12 +75,14 @@ class Plot:
     log_y: bool = False
     best: int = FEW
     goal: str | None = None
+    goal_x: str | None = None
+    fronts: str | None = None
     label: tuple[str, ...] = ()
 
     @property
     def columns(self) -> list[str]:
         """The columns that the figure shows."""
-        named = [self.x, self.y, self.value, self.hue, self.style, *self.label]
+        named = [self.x, self.y, self.value, self.hue, self.style, self.fronts, *self.label]
         if self.kind == "breakdown":
             named += ["point", "time_s", *_PARTS]
         return list(dict.fromkeys(name for name in named if name is not None))
@@ -220,7 +229,8 @@ def draw_plot(plot: Plot, summary: str | Path, outputs: Sequence[str | Path], fi
         }
         caption += kinds[plot.kind](drawing, axes)
     figure.suptitle(plot.title, fontsize=14, wrap=True)
-    figure.supxlabel(caption, fontsize=9, color="dimgray", x=0.01, ha="left")
+    small = textwrap.fill(caption, CAPTION_WIDTH)
+    figure.supxlabel(small, fontsize=9, color="dimgray", x=0.01, ha="left")
     # Arranged once, so that all files show the same.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -331,28 +341,59 @@ def _circle_fallbacks(drawing: _Drawing, rows: pd.DataFrame, axes: Axes) -> None
 
 
 def _pareto(drawing: _Drawing, axes: Axes) -> str:
+    import seaborn as sns
+
     _scatter(drawing, axes)
     plot, rows = drawing.plot, drawing.rows
+    if plot.fronts is None:
+        front = _front(plot, rows)
+        _step_line(plot, front, axes, "black", f"Pareto front ({len(front)})")
+        _number(drawing, front, axes)
+        whose = "front"
+    else:
+        values = sorted(rows[plot.fronts].unique())
+        numbers = rows[plot.fronts].dtype.kind in "if"
+        # The colours of the points, where these are told apart by the same column.
+        colors = sns.color_palette("viridis" if numbers else "colorblind", len(values))
+        for value, color in zip(values, colors, strict=True):
+            front = _front(plot, rows[rows[plot.fronts] == value])
+            name = f"front of {_text(value, drawing.units[plot.fronts])} ({len(front)})"
+            same = plot.fronts == plot.hue
+            _step_line(plot, front, axes, color if same else "black", name)
+            _write_labels(drawing, front, axes)
+        whose = f"a front for each {_name(plot.fronts)}"
+        if plot.label:
+            whose += f", at its points {', '.join(_name(name) for name in plot.label)}"
+    _legend(drawing, axes)
+    goals = ((str(plot.x), plot.goal_x), (str(plot.y), plot.goal))
+    better = " and ".join(
+        f"{'more' if goal == 'maximum' else 'less'} {_name(column)}" for column, goal in goals
+    )
+    return f"; {whose}: {better} are better"
+
+
+def _front(plot: Plot, rows: pd.DataFrame) -> pd.DataFrame:
+    """The points that no other beats in both, from the best x to the best y."""
     x, y, less = str(plot.x), str(plot.y), plot.goal != "maximum"
-    ordered = rows.sort_values([x, y], ascending=[True, less])
+    ordered = rows.sort_values([x, y], ascending=[plot.goal_x != "maximum", less])
     reached = ordered[y].cummin() if less else ordered[y].cummax()
     improves = ordered[y].lt(reached.shift()) if less else ordered[y].gt(reached.shift())
     improves.iloc[0] = True
-    front = ordered[improves]
+    return ordered[improves]
+
+
+def _step_line(plot: Plot, front: pd.DataFrame, axes: Axes, color: Any, label: str) -> None:
     axes.plot(
-        front[x],
-        front[y],
+        front[str(plot.x)],
+        front[str(plot.y)],
         drawstyle="steps-post",
-        color="black",
+        color=color,
         linewidth=1.5,
         marker="o",
         markerfacecolor="none",
         markersize=11,
-        label=f"Pareto front ({len(front)})",
+        label=label,
     )
-    _number(drawing, front, axes)
-    _legend(drawing, axes)
-    return f"; front: less {_name(x)} and {'less' if less else 'more'} {_name(y)} are better"
 
 
 def _number(drawing: _Drawing, front: pd.DataFrame, axes: Axes) -> None:
@@ -360,14 +401,33 @@ def _number(drawing: _Drawing, front: pd.DataFrame, axes: Axes) -> None:
     plot = drawing.plot
     best_first = front[::-1].head(FEW) if plot.label else front.head(0)
     for number, (_, row) in enumerate(best_first.iterrows(), 1):
-        at = (row[str(plot.x)], row[str(plot.y)])
-        axes.annotate(
-            str(number), at, xytext=(-9, 5), textcoords="offset points", fontsize=9, ha="right"
-        )
+        _write(plot, row, str(number), axes)
         text = ", ".join(
             f"{_name(name)} {_text(row[name], drawing.units[name])}" for name in plot.label
         )
         axes.plot([], [], linestyle="none", marker=f"${number}$", color="black", label=text)
+
+
+def _write_labels(drawing: _Drawing, front: pd.DataFrame, axes: Axes) -> None:
+    """Values beside the points of one front of several, which leave no room in the legend."""
+    plot = drawing.plot
+    if plot.label:
+        for _, row in front.iterrows():
+            texts = (_text(row[name], drawing.units[name]) for name in plot.label)
+            _write(plot, row, ", ".join(texts), axes)
+
+
+def _write(plot: Plot, row: pd.Series[Any], text: str, axes: Axes) -> None:
+    at = (row[str(plot.x)], row[str(plot.y)])
+    right = plot.goal_x == "maximum"  # Outside of the front.
+    axes.annotate(
+        text,
+        at,
+        xytext=(9 if right else -9, 5),
+        textcoords="offset points",
+        fontsize=9,
+        ha="left" if right else "right",
+    )
 
 
 def _heatmap(drawing: _Drawing, axes: Axes) -> str:
@@ -520,8 +580,9 @@ def _finish(drawing: _Drawing, axes: Axes) -> None:
         ticks = drawing.tick_values(column)
         if ticks and column == plot.x:
             axis.set_ticks(ticks)
-            if logarithmic and drawing.units[column] and max(ticks) >= 1e6 * min(ticks):
-                # No unit suits them all.
+            unit = drawing.units[column]
+            if logarithmic and unit and (unit == "bytes" or max(ticks) >= 1e6 * min(ticks)):
+                # No unit suits them all; sizes are powers of two.
                 axis.set_ticklabels([_text(value, drawing.units[column]) for value in ticks])
                 axis.set_label_text(_name(column))
             axis.set_ticks([], minor=True)

@@ -110,9 +110,14 @@ _PLOT = {
         },
         "goal": {
             "enum": ["minimum", "maximum"],
-            "description": "pareto: which y is better (default: minimum); less of x always is."
+            "description": "pareto: which y is better (default: minimum)."
             " line, heatmap: which of several points at one place is shown",
         },
+        "goal_x": {
+            "enum": ["minimum", "maximum"],
+            "description": "pareto: which x is better (default: minimum)",
+        },
+        "fronts": {**_COLUMN, "description": "pareto: column whose values have a front each"},
         "out_of_memory": {
             "type": "boolean",
             "description": "draw points too that do not fit in memory",

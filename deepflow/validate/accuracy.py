@@ -33,9 +33,20 @@ are one set per GPU and one per framework; nothing is fitted to single rows, mod
 
 What is known of a run counts as known: the links that its own nodes measured within themselves,
 where they were far from normal, and whether its communication library checked every call
-([configuration.md](configuration.md) has the columns). nanotron's overheads, the clock that the
-H100 keeps in training and the latency of the cloud network were chosen on the runs of
-`train_h100_ultrascale` that are given here; the files say so beside each value.
+([configuration.md](configuration.md) has the columns). nanotron's overheads and the latency of the
+cloud network were chosen on the runs of `train_h100_ultrascale` that are given here; the files say so
+beside each value. The clock that a device keeps in training is that of matrix products at its power
+limit (`op_power`).
+
+Two tables give different times for the same run of arXiv 2205.05198: GPT 175B on 64 A100 took 18.13
+and 13.75 s by `memory_and_time_a100_selene`, as its Table 5 has them, and 16.9 and 12.9 s by
+`train_a100_megatron`. No prediction is within 4 % of both.
+
+The overheads of NeMo, TensorRT-LLM and vLLM, and how many requests each client of NIM's benchmark
+sends, were chosen on the given rows of the one table of inference that was measured with each. What
+`inference_opt_uci` calls time to first token is none: it equals the time per token whatever the
+prompt. These rows are shown, and no goal counts them. Koyeb's server is taken to remember the
+prompt that it gets again and again: there is no time in its runs to compute it.
 """
 
 

@@ -36,7 +36,8 @@ SAMPLING_KERNELS = 3
 # Queries, of all heads that share keys, for which kernels of generation read them once: the largest
 # group that TensorRT-LLM's take.
 QUERIES_PER_READ = 32
-# What keeps 16 bits where weights are stored in fewer.
+# What keeps 16 bits where other weights are stored or multiplied in fewer: checkpoints of TensorRT
+# Model Optimizer and LLM Compressor leave it out.
 FULL_PRECISION = ("vocabulary_projection", "expert_router")
 
 
@@ -44,13 +45,14 @@ FULL_PRECISION = ("vocabulary_projection", "expert_router")
 class Numbers:
     """Bytes of an element of activations, cached keys and values, and stored weights.
 
-    ``weight``: None where weights are multiplied as they are stored. ``fusion`` as
-    ``sw_param.kernel_fusion``.
+    ``weight``: None where weights are multiplied as they are stored. ``narrow_products``: these are
+    of a type narrower than activations. ``fusion`` as ``sw_param.kernel_fusion``.
     """
 
     activation: float
     cached: float
     weight: float | None
+    narrow_products: bool
     fusion: str
 
 
@@ -187,9 +189,11 @@ def _of_heads(name: str, model: LlmModel, tokens: int, inner: int, outer: int) -
 
 
 def _stored(operator: Gemm | GroupedGemm, numbers: Numbers) -> Gemm | GroupedGemm:
-    if numbers.weight is None or operator.name in FULL_PRECISION:
-        return operator
-    if isinstance(operator, Gemm) and not operator.weight:
+    if operator.name in FULL_PRECISION:
+        if not numbers.narrow_products:
+            return operator
+        return replace(operator, stored_bytes=numbers.activation)
+    if numbers.weight is None or (isinstance(operator, Gemm) and not operator.weight):
         return operator
     return replace(operator, stored_bytes=numbers.weight)
 
@@ -208,7 +212,7 @@ def _head(head: Block, model: LlmModel, numbers: Numbers) -> Block:
     operators: list[Operator] = []
     for operator in head.operators:
         if operator.name != "cross_entropy":
-            operators.append(operator)
+            operators.append(_stored(operator, numbers) if isinstance(operator, Gemm) else operator)
             continue
         projection = operators[-1]
         assert isinstance(projection, Gemm)
