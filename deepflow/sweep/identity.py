@@ -95,9 +95,9 @@ class DigestTemplate:
             key: value for key, value in settings.items() if key not in _NAMES_ONLY
         }
         lines.update(dict.fromkeys(varied))
-        self._varied = sorted(varied)
+        self._varied = sorted(varied, key=_changes_often)
         self.texts = [f"model_version={MODEL_VERSION}\n"]
-        for key in sorted(lines):
+        for key in sorted(lines, key=_changes_often):
             if key in varied:
                 self.texts[-1] += f"{key}="
                 self.texts.append("\n")
@@ -141,6 +141,14 @@ class DigestTemplate:
             hashed = more
         texts = [state.hexdigest()[:32] for state in hashed]
         return texts if which is None else [texts[index] for index in which.tolist()]
+
+
+def _changes_often(key: str) -> tuple[bool, str]:
+    """Order of a digest's lines: last the keys of layouts, which sweeps change most.
+
+    What points have in common before them is hashed once.
+    """
+    return key.startswith("hardware.scheduling_param."), key
 
 
 def configuration_digest(hardware: HardwareConfig, model: ModelConfig, changes: Changes) -> str:

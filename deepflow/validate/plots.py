@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Points of a kind that are drawn; a parity plot of more looks the same and its file is larger.
 MOST_POINTS = 2000
+# What rows are called that no model can explain.
+INEXPLICABLE = "inexplicable"
 
 
 def draw_parity(panels: Mapping[str, Sequence[ValidatedRow]], output: str | Path) -> None:
@@ -72,17 +74,17 @@ def _draw_panel(rows: Sequence[ValidatedRow], axes: Axes) -> None:
     predicted = [item.predicted or 0.0 for item in kept]
     # Remarks in brackets do not fit into a panel.
     machine = [
-        machine_name(item.row).partition(" (")[0] if item.explicable else "before fix"
+        machine_name(item.row).partition(" (")[0] if item.explicable else INEXPLICABLE
         for item in kept
     ]
-    names = sorted(set(machine) - {"before fix"})
+    names = sorted(set(machine) - {INEXPLICABLE})
     palette = dict(zip(names, sns.color_palette(n_colors=len(names)), strict=True))
     sns.scatterplot(
         x=measured,
         y=predicted,
         hue=machine,
-        palette={**palette, "before fix": (0.7, 0.7, 0.7)},
-        hue_order=[*names, *(["before fix"] if "before fix" in machine else [])],
+        palette={**palette, INEXPLICABLE: (0.7, 0.7, 0.7)},
+        hue_order=[*names, *([INEXPLICABLE] if INEXPLICABLE in machine else [])],
         s=12,
         alpha=0.6,
         linewidth=0,
