@@ -40,6 +40,7 @@ from deepflow.cost.memory import (
 from deepflow.cost.operators import (
     COST_FIELDS,
     Cost,
+    OperatorCost,
     block_cost,
     block_costs,
     operator_cost,
@@ -52,18 +53,23 @@ from deepflow.mapping.parallelism import (
     EMBEDDING,
     RECOMPUTED,
     TrainingMapping,
-    map_training,
+    batch_split,
+    data_degree,
     model_parts,
+    parts_per_stage,
+    tensor_degree,
+    training_groups,
 )
 from deepflow.mapping.training import Parameters, training_step
 from deepflow.prediction import (
     COLUMNS,
     STEP_TIMES,
+    Prediction,
     bound_of,
     memory_reason,
     step_amounts,
 )
-from deepflow.schedule.pipeline import held_before_backward
+from deepflow.schedule.pipeline import held_at_worst, held_before_backward
 from deepflow.schedule.training import (
     NOTHING,
     DataCosts,
@@ -83,7 +89,7 @@ from deepflow.schedule.training import (
     tied_collective,
     update_costs,
 )
-from deepflow.workload.operators import Collective
+from deepflow.workload.operators import Block, Collective, Operator
 from deepflow.workload.transformer import (
     active_parameter_count,
     model_flops_per_token,
@@ -97,6 +103,7 @@ if TYPE_CHECKING:
 
     Integers = NDArray[np.int64]
     Numbers = NDArray[np.float64]
+    Texts = NDArray[np.object_]
 
 # Fewer points than this on a device are done sooner one by one.
 FEW = 64
@@ -105,24 +112,26 @@ MOST_KNOWN = 50_000
 
 _PARALLELISM = tuple(item.name for item in fields(Parallelism))
 _MACHINE = ("num_nodes", "num_devices_per_node")
+_BATCH = "global_batch_size"
 _LAYOUT_PATHS = {
     **{
         f"scheduling_param.{name}": name for name in _PARALLELISM if name not in ("t", "kp1", "kp2")
     },
     **{f"system_hierarchy.{name}": name for name in _MACHINE},
+    _BATCH: _BATCH,
 }
 
+_BATCHES = {_BATCH, "num_microbatches", "micro_batch_size"}
+_ORDER = {"schedule", "virtual_stages"}
 # Keys that say how degrees and batches are laid out. What else depends on them depends on the
 # degrees, sizes and groups that follow from them.
 _DEGREES = {
     *_MACHINE,
+    *_BATCHES,
+    *_ORDER,
     "tensor",
     "pipeline",
     "data",
-    "num_microbatches",
-    "micro_batch_size",
-    "schedule",
-    "virtual_stages",
     "context",
     "expert",
     "stage_balance",
@@ -144,9 +153,12 @@ _OVERLAPS = {
 _RECOMPUTATION = {"recompute", "recompute_layers", "recompute_modules"}
 _WITHIN_PASSES = {"sequence_parallel", "context_method", "overlap_tensor_communication"}
 
-# Keys that have no say in the layout; in passes through a segment; in its collectives over the data
-# group; in the update; in how the parts of a step are put together.
+# Keys that have no say in degrees and groups; in passes through a segment; in its collectives over
+# the data group; in the update; in how the parts of a step are put together.
 _NOT_IN_LAYOUT = {
+    *_BATCHES,
+    *_ORDER,
+    "stage_balance",
     *_OVER_DATA,
     *_OVERLAPS,
     *_RECOMPUTATION,
@@ -201,6 +213,15 @@ _ARRAYS = (
 
 _AMOUNTS = attrgetter(*COST_FIELDS)
 _PARAMETERS = tuple(item.name for item in fields(Parameters))
+# What follows from the machine and the degrees asked for.
+_DEGREES_FOUND = ("tensor", "context", "expert", "pipeline", "data")
+_GROUPS_IN_PASSES = ("tensor", "context", "expert")
+# Texts of points that cannot be, but for those that say why.
+_REFUSED = {
+    name: value
+    for name, value in Prediction().as_row().items()
+    if value is not None and name not in ("status", "reason")
+}
 _PASSES = ("forward_total", "backward_total", "backward_input_total", "backward_weight_total")
 
 
@@ -243,7 +264,7 @@ def predict_training_points(
         if device is None:
             alone.append(which)
             continue
-        keys = _keys_of_points(device.hardware.config, overrides, layout_axes, positions[which])
+        keys = _keys_of_points(device, overrides, layout_axes, positions[which])
         alone.append(which[_Batch(device, keys, len(which)).fill(columns, which)])
     rest = np.sort(np.concatenate(alone))
     fill_one_by_one(columns, rest.tolist(), hardware, model, overrides, positions)
@@ -269,10 +290,7 @@ def _layout_axes(overrides: Overrides) -> dict[int, set[str]]:
     return {
         axis: paths
         for axis, paths in enumerate(of_axis)
-        if paths
-        and paths <= _LAYOUT_PATHS.keys()
-        and all(often[path] == 1 for path in paths)
-        and not any(changes[1] for changes in overrides[axis])
+        if paths and paths <= _LAYOUT_PATHS.keys() and all(often[path] == 1 for path in paths)
     }
 
 
@@ -312,12 +330,23 @@ class _Known:
     """
 
     def __init__(self) -> None:
-        self.results: dict[tuple[Any, ...], Any] = {}
+        # By what is found and the keys it depends on, for each combination of these.
+        self.results: dict[tuple[Any, ...], dict[tuple[Any, ...], Any]] = {}
+        self.ends: dict[bytes, Numbers] = {}
+        # Of passes, by the numbers of their groups.
+        self.operators: dict[tuple[int, ...], dict[Operator, OperatorCost]] = {}
         self._numbers: dict[Any, int] = {}
 
     def number(self, value: Any) -> int:
         """The same number for equal values."""
         return self._numbers.setdefault(value, len(self._numbers))
+
+    def keep_few(self) -> None:
+        """Forgets the results if there are too many."""
+        every: list[dict[Any, Any]] = [*self.results.values(), *self.operators.values(), self.ends]
+        for results in every:
+            if len(results) > MOST_KNOWN:
+                results.clear()
 
 
 @lru_cache(maxsize=4)
@@ -326,8 +355,6 @@ def _known(hardware: HardwareConfig, model: LlmModel) -> _Known:
 
 
 def _refuse(columns: Columns, which: Integers, error: InfeasiblePoint) -> None:
-    from deepflow.prediction import Prediction
-
     row = Prediction(status=error.status, reason=str(error)).as_row()
     for name, value in row.items():
         if value is not None:
@@ -347,15 +374,17 @@ class _Key:
 
 
 def _keys_of_points(
-    config: HardwareConfig, overrides: Overrides, axes: Mapping[int, set[str]], positions: Integers
+    device: _Device, overrides: Overrides, axes: Mapping[int, set[str]], positions: Integers
 ) -> dict[str, _Key]:
     """Keys of the layout that differ between points, by name."""
     keys = {}
     for axis, paths in axes.items():
         for path in paths:
-            section, name = path.split(".")
-            default = getattr(getattr(config, section), name)
-            taken = [changes[0].get(path, default) for changes in overrides[axis]]
+            *section, name = path.split(".")
+            # Without a section it is a key of the model.
+            owner = getattr(device.hardware.config, section[0]) if section else device.model
+            default = getattr(owner, name)
+            taken = [changes[not section].get(path, default) for changes in overrides[axis]]
             number: dict[Any, int] = {}
             of_position = [number.setdefault(_hashable(value), len(number)) for value in taken]
             values = [taken[of_position.index(code)] for code in range(len(number))]
@@ -391,10 +420,10 @@ class _Batch:
     def __init__(self, device: _Device, keys: Mapping[str, _Key], points: int) -> None:
         self._device, self._keys, self._points = device, keys, points
         self._refused: NDArray[np.bool_] = np.zeros(points, bool)
-        self._errors: list[tuple[Integers, InfeasiblePoint]] = []
+        # Points that cannot be, with status and reason of each.
+        self._errors: list[tuple[Integers, Texts]] = []
         self._known = _known(device.hardware.config, device.model)
-        if len(self._known.results) > MOST_KNOWN:
-            self._known.results.clear()
+        self._known.keep_few()
 
     def fill(self, columns: Columns, which: Integers) -> Integers:
         """Writes the results into the rows ``which``; returns points that have to go alone."""
@@ -405,7 +434,7 @@ class _Batch:
         families = [] if self._refused.all() else self._of_same_structure()
         for family in families:
             steps = [self._step(points) for points in family]
-            all_ends = last_ends([step.pipelines for step in steps])
+            all_ends = last_ends([step.pipelines for step in steps], self._known.ends)
             for points, step, ends in zip(family, steps, all_ends, strict=True):
                 result = self._put_together(points, step, ends)
                 refused = self._refused[points]
@@ -415,21 +444,28 @@ class _Batch:
                 for name, values in result.items():
                     columns[name][rows] = values[good] if isinstance(values, np.ndarray) else values
                 alone.append(points[~refused & ~finite])
-        for infeasible, error in self._errors:
-            _refuse(columns, which[infeasible], error)
+        for points, texts in self._errors:
+            rows = which[points]
+            for name, value in _REFUSED.items():
+                columns[name][rows] = value
+            columns["status"][rows], columns["reason"][rows] = texts
         return np.concatenate(alone)
 
     # --- What is found once for each combination of some keys -----------------------------------
 
     def _value(self, name: str, point: int) -> Any:
-        key = self._keys[name]
-        return key.values[key.codes[point]]
+        key = self._keys.get(name)
+        if key is not None:
+            return key.values[key.codes[point]]
+        device = self._device
+        owner = device.model if name == _BATCH else device.loaded.config.scheduling_param
+        return getattr(owner, name)
 
     def _codes(self, without: Iterable[str]) -> list[Integers]:
         return [key.codes for name, key in self._keys.items() if name not in without]
 
     def _asked(self, point: int) -> Parallelism:
-        values = {name: self._value(name, point) for name in self._keys if name not in _MACHINE}
+        values = {name: self._value(name, point) for name in self._keys if name in _PARALLELISM}
         return replace(self._device.loaded.config.scheduling_param, **values)
 
     def _hardware(self, point: int, asked: Parallelism) -> Hardware:
@@ -447,7 +483,7 @@ class _Batch:
         """The value of every point as a number."""
         key = self._keys.get(name)
         if key is None:
-            return np.zeros(self._points, np.int64)
+            return np.full(self._points, self._known.number((name, self._value(name, 0))))
         return np.array([self._known.number((name, value)) for value in key.values])[key.codes]
 
     def _each(
@@ -463,82 +499,114 @@ class _Batch:
         Combinations are those of all keys but ``without`` and of the numbers in ``columns``.
         """
         left = np.flatnonzero(~self._refused)
-        names = sorted(self._keys.keys() - without)
-        codes = [self._keys[name].codes for name in names]
-        first, of_left = _distinct([column[left] for column in (*codes, *columns)], len(left))
-        found, known = [], self._known.results
-        for code, point in enumerate(left[first].tolist()):
-            key = (
-                what,
-                *((name, self._value(name, point)) for name in names),
-                *(column[point].item() for column in columns),
-            )
-            if key not in known:
+        names = tuple(sorted(self._keys.keys() - without))
+        keys = [self._keys[name] for name in names]
+        first, of_left = _distinct(
+            [column[left] for column in (*(key.codes for key in keys), *columns)], len(left)
+        )
+        points = left[first]
+        rows = [
+            *([key.values[code] for code in key.codes[points].tolist()] for key in keys),
+            *(column[points].tolist() for column in columns),
+            points.tolist(),
+        ]
+        found, known = [], self._known.results.setdefault((what, names), {})
+        errors: dict[int, InfeasiblePoint] = {}
+        for code, (*row, point) in enumerate(zip(*rows, strict=True)):
+            combination = tuple(row)
+            if combination not in known:
                 try:
-                    known[key] = evaluate(point)
+                    known[combination] = evaluate(point)
                 except InfeasiblePoint as error:
-                    known[key] = error
-            result = known[key]
+                    known[combination] = error
+            result = known[combination]
             if isinstance(result, InfeasiblePoint):
-                self._note(left[of_left == code], result)
-                result = nothing
+                errors[code], result = result, nothing
             found.append(result)
+        if errors:
+            self._note(left, of_left, errors)
         number = np.zeros(self._points, np.int64)
         number[left] = of_left
         # Points that were refused before are nothing in particular.
         return found or [nothing], number
 
-    def _note(self, points: Integers, error: InfeasiblePoint) -> None:
-        points = points[~self._refused[points]]
-        self._refused[points] = True
-        self._errors.append((points, error))
+    def _note(
+        self, points: Integers, codes: Integers, errors: Mapping[int, InfeasiblePoint]
+    ) -> None:
+        """Refuses those of ``points`` whose code has one of ``errors``."""
+        bad = np.isin(codes, list(errors)) & ~self._refused[points]
+        causes, which = np.unique(codes[bad], return_inverse=True)
+        texts = np.empty((2, len(causes)), object)
+        for number, code in enumerate(causes.tolist()):
+            texts[:, number] = errors[code].status, str(errors[code])
+        self._refused[points[bad]] = True
+        self._errors.append((points[bad], texts[:, which]))
 
     def _lay_out(self) -> None:
         """Degrees, batches and groups of every point, and the parts of its model."""
-        model = self._device.model
+        nothing = (1,) * len(_DEGREES_FOUND)
+        found, which = self._each("degrees", _NOT_IN_LAYOUT, [], self._find_degrees, nothing)
+        of_point = np.array(found).T[:, which]
+        self._degrees: dict[str, Integers] = dict(zip(_DEGREES_FOUND, of_point, strict=True))
+        self._split_batches()
+        self._split_model()
+        model, number = self._device.model, self._known.number
 
-        number = self._known.number
-
-        def evaluate(point: int) -> tuple[TrainingMapping, dict[str, int]]:
-            asked = replace(self._asked(point), recompute="none", recompute_layers=None)
-            mapping = map_training(self._hardware(point, asked), model)
+        def place(point: int) -> tuple[dict[str, Group], dict[str, int]]:
+            hardware = self._hardware(point, self._asked(point))
+            groups = training_groups(hardware, model, int(self._degrees["data"][point]))
             # Groups by number: equal ones are the same to whoever sends over them.
-            groups = {name: number(_group_key(group)) for name, group in mapping.groups.items()}
-            return mapping, groups
+            return groups, {name: number(_group_key(group)) for name, group in groups.items()}
 
-        found, self._layout = self._each("layout", _NOT_IN_LAYOUT, [], evaluate, (None, {}))
-        self._mappings = [mapping for mapping, _ in found]
+        placed, self._layout = self._each("groups", _NOT_IN_LAYOUT, [], place, ({}, {}))
+        self._placed = [groups for groups, _ in placed]
         self._groups = {
-            name: np.array([groups.get(name, 0) for _, groups in found])[self._layout]
-            for name in dict.fromkeys(chain.from_iterable(groups for _, groups in found))
+            name: np.array([groups.get(name, 0) for _, groups in placed])[self._layout]
+            for name in dict.fromkeys(chain.from_iterable(groups for _, groups in placed))
         }
-        self._degrees: dict[str, Integers] = {}
-        for name in (
-            "tensor",
-            "context",
-            "expert",
-            "data",
-            "pipeline",
-            "virtual_stages",
-            "num_microbatches",
-            "micro_batch_size",
-        ):
-            values = [1 if item is None else getattr(item, name) for item in self._mappings]
-            self._degrees[name] = np.array(values)[self._layout]
-        schedules = [
-            number(item.asked.schedule if item is not None else "") for item in self._mappings
-        ]
-        self._schedule = np.array(schedules)[self._layout]
-        splits = [
-            item is not None and item.asked.schedule == "zero_bubble" for item in self._mappings
-        ]
-        self._splits = np.array(splits)[self._layout]
+
+    def _find_degrees(self, point: int) -> tuple[int, ...]:
+        asked = self._asked(point)
+        data = data_degree(self._hardware(point, asked), self._device.model)
+        return tensor_degree(asked), asked.context, asked.expert, asked.pipeline, data
+
+    def _split_batches(self) -> None:
+        """Microbatches of every point, and the order of their passes."""
+        data, pipeline = self._degrees["data"], self._degrees["pipeline"]
+
+        def split(point: int) -> tuple[int, int]:
+            size = self._value("micro_batch_size", point)
+            number = self._value("num_microbatches", point)
+            return batch_split(size, number, self._value(_BATCH, point), int(data[point]))
+
+        others = self._keys.keys() - _BATCHES
+        found, which = self._each("batch", others, [data], split, (1, 1))
+        self._degrees["micro_batch_size"], microbatches = np.array(found).T[:, which]
+        self._degrees["num_microbatches"] = microbatches
+        self._schedule = self._numbered("schedule")
+        interleaved, self._splits = (
+            self._schedule == self._known.number(("schedule", name))
+            for name in ("interleaved", "zero_bubble")
+        )
+
+        def turns(point: int) -> int:
+            schedule, wanted = self._value("schedule", point), self._value("virtual_stages", point)
+            return parts_per_stage(schedule, wanted, int(pipeline[point]), int(microbatches[point]))
+
+        # All numbers of microbatches that divide are the same here.
+        odd = np.where(interleaved & (microbatches % pipeline > 0), microbatches, 0)
+        others = self._keys.keys() - _ORDER
+        found, which = self._each("turns", others, [pipeline, odd], turns, 1)
+        self._degrees["virtual_stages"] = np.array(found)[which]
+
+    def _split_model(self) -> None:
+        """The parts of the model on the stages of every point."""
+        model, number = self._device.model, self._known.number
+        number_of_parts = self._degrees["pipeline"] * self._degrees["virtual_stages"]
 
         def parts(point: int) -> tuple[tuple[str, ...], ...]:
-            mapping = self._mappings[self._layout[point]]
-            return model_parts(model, mapping.pipeline * mapping.virtual_stages, self._asked(point))
+            return model_parts(model, int(number_of_parts[point]), self._asked(point))
 
-        number_of_parts = self._degrees["pipeline"] * self._degrees["virtual_stages"]
         others = self._keys.keys() - {"recompute", "recompute_layers", "stage_balance"}
         all_parts, of_parts = self._each("parts", others, [number_of_parts], parts, ())
         # Equal parts may have come about in several ways.
@@ -561,10 +629,12 @@ class _Batch:
 
     def _mapping(self, point: int, asked: Parallelism) -> TrainingMapping:
         """The point's mapping with each of its segments once."""
-        mapping = self._mappings[self._layout[point]]
-        names = self._names_of_parts[self._of_parts[point]]
-        once: TrainingMapping = replace(mapping, asked=asked, parts=(names,))
-        return once
+        return TrainingMapping(
+            **{name: int(degree[point]) for name, degree in self._degrees.items()},
+            parts=(self._names_of_parts[self._of_parts[point]],),
+            groups=self._placed[self._layout[point]],
+            asked=asked,
+        )
 
     def _cost_passes(self) -> None:
         """Passes through every segment and what it holds, its operators once per shape."""
@@ -576,13 +646,16 @@ class _Batch:
         if splits:
             alone["schedule"] = "zero_bubble"
 
-        def evaluate(point: int) -> tuple[dict[str, Numbers], Collective, float]:
+        def evaluate(point: int) -> tuple[dict[str, Numbers], Collective, Block, float]:
             asked = replace(self._asked(point), **alone)
             hardware, mapping = self._hardware(point, asked), self._mapping(point, asked)
             step = training_step(hardware, model, mapping)
             alike = _alike(mapping.parts[0])
             rows = {}
-            for name, item in segment_costs(hardware, mapping, step).items():
+            # Passes wait for no other groups than these.
+            own = tuple(int(self._groups[name][point]) for name in _GROUPS_IN_PASSES)
+            known = self._known.operators.setdefault(own, {})
+            for name, item in segment_costs(hardware, mapping, step, known).items():
                 held = segment_memory(mapping, step, name)
                 sums = (getattr(item, part) for part in _PASSES)
                 rows[alike[name]] = np.array(
@@ -615,7 +688,7 @@ class _Batch:
                 sharded,
                 sharded & more_replicas,
                 sharded & (degrees["pipeline"] > 1),
-                *(self._groups[name] for name in ("tensor", "context", "expert") if self._groups),
+                *(self._groups[name] for name in _GROUPS_IN_PASSES if self._groups),
             ],
             evaluate,
             None,
@@ -745,8 +818,9 @@ class _Batch:
         for of_group in np.split(order, np.cumsum(np.bincount(number))[:-1]):
             points = of_group[~self._refused[of_group]]
             if len(points):
-                mapping = self._mappings[self._layout[points[0]]]
-                family = mapping.asked.schedule, mapping.pipeline, mapping.virtual_stages
+                degrees = (self._degrees[name] for name in ("pipeline", "virtual_stages"))
+                pipeline, virtual_stages = (int(degree[points[0]]) for degree in degrees)
+                family = self._value("schedule", points[0]), pipeline, virtual_stages
                 families.setdefault(family, []).append(points)
         return list(families.values())
 
@@ -759,9 +833,8 @@ class _Batch:
     def _shared_mapping(self, points: Integers) -> TrainingMapping:
         """The mapping of points of the same structure, with arrays where they differ."""
         point = int(points[0])
-        mapping = self._mappings[self._layout[point]]
         layouts, number = np.unique(self._layout[points], return_inverse=True)
-        of_layout = [self._mappings[layout].groups for layout in layouts]
+        of_layout = [self._placed[layout] for layout in layouts]
         groups = {
             name: replace(
                 group,
@@ -769,9 +842,9 @@ class _Batch:
                 intra_size=np.array([item[name].intra_size for item in of_layout])[number],
                 inter_size=np.array([item[name].inter_size for item in of_layout])[number],
             )
-            for name, group in mapping.groups.items()
+            for name, group in of_layout[0].items()
         }
-        differing = self._keys.keys() & _NOT_IN_STRUCTURE - _SAME_IN_STRUCTURE - {*_MACHINE}
+        differing = self._keys.keys() & _NOT_IN_STRUCTURE - _SAME_IN_STRUCTURE & {*_PARALLELISM}
         asked: dict[str, Any] = dict.fromkeys(differing, _VARYING)
         for name in _ARRAYS:
             asked[name] = self._array(name)[points]
@@ -787,7 +860,7 @@ class _Batch:
             )
         }
         shared: TrainingMapping = replace(
-            mapping,
+            self._mapping(point, self._asked(point)),
             **degrees,
             parts=self._parts_alike[int(self._of_parts_alike[point])],
             groups=groups,
@@ -944,7 +1017,8 @@ class _Batch:
         fullest: MemoryUse,
     ) -> dict[str, Any]:
         device, model = self._device, self._device.model
-        tokens = model.global_batch_size * model.seq_len
+        sequences = self._keys[_BATCH].array()[points] if _BATCH in self._keys else None
+        tokens: Any = model.seq_len * (model.global_batch_size if sequences is None else sequences)
         ranks = mapping.num_devices // mapping.pipeline
         columns = step_amounts(
             device.hardware,
@@ -988,43 +1062,49 @@ class _Batch:
         # Degrees, which are part of the combination, decide on the parameters of a given stage.
         counts = [np.broadcast_to(getattr(parameters, name), len(points)) for name in _PARAMETERS]
         first, number = _distinct([self._updates[points]], len(points))
-        found = []
-        for code, index in enumerate(first.tolist()):
-            point = int(points[index])
-            known: dict[tuple[Any, ...], Cost | InfeasiblePoint]
-            known = self._update_costs[self._updates[point]]
-            key = tuple(count[index].item() for count in counts)
+        keys = zip(*(count[first].tolist() for count in counts), strict=True)
+        at = points[first]
+        found, errors = [], {}
+        for code, (key, point, update) in enumerate(
+            zip(keys, at.tolist(), self._updates[at].tolist(), strict=True)
+        ):
+            known = self._update_costs[update]
             if key not in known:
                 known[key] = self._update_cost(point, Parameters(*key))
-            cost = known[key]
-            if isinstance(cost, InfeasiblePoint):
-                self._note(points[number == code], cost)
-                cost = NOTHING
-            found.append(_AMOUNTS(cost))
+            amounts = known[key]
+            if isinstance(amounts, InfeasiblePoint):
+                errors[code], amounts = amounts, _AMOUNTS(NOTHING)
+            found.append(amounts)
+        if errors:
+            self._note(points, number, errors)
         return Cost(*_columns(np.array(found).T, number))
 
-    def _update_cost(self, point: int, parameters: Parameters) -> Cost | InfeasiblePoint:
+    def _update_cost(
+        self, point: int, parameters: Parameters
+    ) -> tuple[float, ...] | InfeasiblePoint:
         asked = self._asked(point)
         hardware, mapping = self._hardware(point, asked), self._mapping(point, asked)
         try:
-            return update_costs(hardware, mapping, parameters)[1]
+            amounts: tuple[float, ...] = _AMOUNTS(update_costs(hardware, mapping, parameters)[1])
         except InfeasiblePoint as error:
             return error
+        return amounts
 
     def _in_flight(
         self, points: Integers, mapping: TrainingMapping, stage: int, weights: Sequence[Any]
     ) -> list[Any]:
         """By part of the stage, microbatches that it holds at its worst moment."""
         microbatches = self._degrees["num_microbatches"][points]
+        if mapping.virtual_stages == 1:
+            return [held_at_worst(mapping.asked.schedule, mapping.pipeline, microbatches, stage)]
+        # More make no difference.
+        microbatches = np.minimum(microbatches, 4 * mapping.pipeline)
         held = np.empty((mapping.virtual_stages, len(microbatches)))
         for number in np.unique(microbatches).tolist():
             with_number = np.flatnonzero(microbatches == number)
             moments = held_before_backward(
                 mapping.asked.schedule, mapping.pipeline, mapping.virtual_stages, number, stage
             )
-            if len(moments) == 1:
-                held[:, with_number] = moments.T
-                continue
             of_parts = np.array([np.broadcast_to(item, len(microbatches)) for item in weights])
             worst = np.argmax(moments.astype(float) @ of_parts[:, with_number], 0)
             held[:, with_number] = moments[worst].T

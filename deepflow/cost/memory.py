@@ -126,15 +126,15 @@ def stage_parameters(segments: Mapping[str, SegmentMemory], parts: Parts) -> Par
     It has a second copy when first and last stage differ.
     """
     whole = Parameters()
-    for part in parts:
-        for name, count in Counter(part).items():
-            whole += segments[name].own * count
+    for name, count in Counter(chain.from_iterable(parts)).items():
+        whole += segments[name].own * count
     return whole
 
 
 def part_weights(segments: Mapping[str, SegmentMemory], parts: Parts) -> tuple[float, ...]:
     """Bytes that each of ``parts`` keeps of one microbatch."""
-    return tuple(sum(segments[name].kept for name in part) for part in parts)
+    kept = {part: sum(segments[name].kept for name in part) for part in dict.fromkeys(parts)}
+    return tuple(kept[part] for part in parts)
 
 
 def stage_memory(
@@ -175,8 +175,8 @@ def stage_memory(
         coming = 2 * OPTIMIZER_STATE_BYTES * _own_share(mapping, here)
         optimizer = where(asked.offload != "none", smaller(optimizer, coming), optimizer)
     activations = logits = 0.0
-    for part, number in zip(parts, in_flight, strict=True):
-        kept = number * sum(segments[name].kept for name in part)
+    for part, weight, number in zip(parts, part_weights(segments, parts), in_flight, strict=True):
+        kept = number * weight
         if HEAD in part:
             logits = number * segments[HEAD].saved_feature
             kept = kept - logits

@@ -148,7 +148,7 @@ def operator_cost(
             found = gemm_cost(
                 accelerator, operator.m, operator.k, operator.n, sizes, operator.batch, rate
             )
-            if operator.stored_bytes is not None:
+            if operator.stored_bytes not in (None, software.precision):
                 rows, weights = operator.m, operator.batch * operator.k * operator.n
                 widened = _widened_time(hardware, rows, weights, operator.flops, rate)
                 found = replace(found, time=max(found.time, widened))
@@ -166,7 +166,7 @@ def operator_cost(
                 sums_rows=operator.sums_rows,
             )
             time = grouped.time
-            if operator.stored_bytes is not None:
+            if operator.stored_bytes not in (None, software.precision):
                 matrices = min(operator.rows, operator.experts) * operator.k * operator.n
                 each = operator.rows / operator.experts
                 widened = _widened_time(hardware, each, matrices, operator.flops, rate)
@@ -276,13 +276,21 @@ def block_cost(
 
 
 def block_costs(
-    blocks: Sequence[Block], hardware: Hardware, groups: Mapping[str, Group]
+    blocks: Sequence[Block],
+    hardware: Hardware,
+    groups: Mapping[str, Group],
+    known: dict[Operator, OperatorCost] | None = None,
 ) -> list[tuple[OperatorCost, ...]]:
     """``block_cost`` of each block, quicker for many: new products are searched together.
 
-    Blocks may share operators, as a backward pass has those that it computes again.
+    Blocks may share operators, as a backward pass has those that it computes again. ``known``
+    remembers costs on this device and in these groups for the next call.
     """
     operators = {id(operator): operator for block in blocks for operator in block.operators}
+    costs: dict[int, OperatorCost] = {}
+    if known is not None:
+        costs = {key: known[item] for key, item in operators.items() if item in known}
+        operators = {key: item for key, item in operators.items() if key not in costs}
     shapes: dict[tuple[float | ElementBytes, float], list[Shape]] = {}
     for operator in operators.values():
         if type(operator) is Gemm:
@@ -290,7 +298,10 @@ def block_costs(
             shapes.setdefault(formats(hardware, operator), []).append(shape)
     for form, of_form in shapes.items():
         gemm_costs(hardware.accelerator, of_form, *form)
-    costs = {key: operator_cost(operator, hardware, groups) for key, operator in operators.items()}
+    for key, operator in operators.items():
+        costs[key] = operator_cost(operator, hardware, groups)
+    if known is not None:
+        known |= {operator: costs[key] for key, operator in operators.items()}
     return [tuple([costs[id(operator)] for operator in block.operators]) for block in blocks]
 
 
@@ -303,13 +314,14 @@ def total(costs: Iterable[OperatorCost], software: SoftwareParameters | None = N
     host takes to issue the chain; ``Cost.paced`` makes it wait for that.
     """
     costs = tuple(costs)
-    sums = [0.0] * len(COST_FIELDS)
-    for item in costs:
-        sums = [x + y for x, y in zip(sums, _AMOUNTS(item.cost), strict=True)]
+    if not costs:
+        return Cost()
+    columns = zip(*[_AMOUNTS(item.cost) for item in costs], strict=True)
+    sums: list[float] = [sum(column) for column in columns]
     if any(type(item.operator) is Collective and item.operator.beside for item in costs):
         sums[:_TIMES] = _overlapped_times(costs)
     if software is not None:
-        sums[-1] = sum(_issue_time(item, software) for item in costs)
+        sums[-1] = sum([_issue_time(item, software) for item in costs])
     return Cost(*sums)
 
 

@@ -28,10 +28,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deepflow.cost.elementwise import smaller
 from deepflow.errors import DeepFlowError, InfeasiblePoint
 from deepflow.record import record
 from deepflow.schedule.streams import CompiledStreams, compile_streams
@@ -345,7 +346,6 @@ def peak_in_flight(
     return tuple(moments[int(np.argmax(moments @ np.array(weights)))].tolist())
 
 
-@lru_cache(maxsize=1024)
 def held_before_backward(
     schedule: str, stages: int, virtual_stages: int, microbatches: int, device: int
 ) -> NDArray[np.int64]:
@@ -360,8 +360,21 @@ def held_before_backward(
     """
     _check_order(schedule, stages, virtual_stages, microbatches)
     if virtual_stages == 1:
-        most = {"gpipe": microbatches, "zero_bubble": stages}.get(schedule, stages - device)
-        return np.array([[min(microbatches, most)]])
+        return np.array([[held_at_worst(schedule, stages, microbatches, device)]])
+    # Two rounds of all parts and the passes ahead of them are within so many.
+    return _held_in_turns(stages, virtual_stages, min(microbatches, 4 * stages), device)
+
+
+def held_at_worst(schedule: str, stages: int, microbatches: Any, device: int) -> Any:
+    """``held_before_backward`` with one part per device; of many points, an array."""
+    most = {"gpipe": microbatches, "zero_bubble": stages}.get(schedule, stages - device)
+    return smaller(microbatches, most)
+
+
+@lru_cache(maxsize=1024)
+def _held_in_turns(
+    stages: int, virtual_stages: int, microbatches: int, device: int
+) -> NDArray[np.int64]:
     # Every backward pass comes after ``ahead`` more forward passes and one; after two rounds of all
     # parts the same numbers come back.
     passes, ahead = virtual_stages * microbatches, interleaved_ahead(stages, virtual_stages, device)

@@ -70,7 +70,7 @@ from deepflow.schedule.simulated import (
     sharded_pass,
     simulated_mode,
 )
-from deepflow.workload.operators import Block, Collective
+from deepflow.workload.operators import Block, Collective, Operator
 
 if TYPE_CHECKING:
     from deepflow.astra.export import Item
@@ -459,16 +459,19 @@ def _placed(mapping: TrainingMapping) -> dict[str, tuple[Group, int]]:
 
 
 def segment_costs(
-    hardware: Hardware, mapping: TrainingMapping, step: TrainingStep
+    hardware: Hardware,
+    mapping: TrainingMapping,
+    step: TrainingStep,
+    known: dict[Operator, OperatorCost] | None = None,
 ) -> dict[str, SegmentCosts]:
-    """Costs of all segments by name."""
+    """Costs of all segments by name; ``known`` as in ``block_costs``."""
     splits = mapping.asked.schedule == "zero_bubble"
     blocks: list[Block] = []
     for segment in step.segments.values():
         blocks += (segment.forward, segment.backward, segment.gather, segment.gradient)
         if splits:
             blocks += (segment.backward_input, segment.backward_weight)
-    costs = iter(block_costs(blocks, hardware, mapping.groups))
+    costs = iter(block_costs(blocks, hardware, mapping.groups, known))
     of_segments = zip(*[costs] * (6 if splits else 4), strict=True)
     return {
         name: _in_sum(name, chains, hardware, mapping, step)
