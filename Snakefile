@@ -4,6 +4,7 @@
 #   snakemake --cores all --config sweeps=sweeps/gemm_shapes.yaml one sweep, or several: a.yaml,b.yaml
 #   snakemake --cores 1 results/<sweep>/points/<id>.json          one point (deepflow sweep points)
 #   snakemake --cores all validate --config tables=DIR            tables of measurements, predicted
+#   snakemake --cores all results/searches/NAME/best.txt          a search of searches/
 #   snakemake --dry-run                                           what would run, and why
 
 
@@ -12,6 +13,8 @@ include: "rules/astra.smk"
 include: "rules/sweep.smk"
 include: "rules/gather.smk"
 include: "rules/plot.smk"
+include: "rules/search_common.smk"
+include: "rules/search.smk"
 include: "rules/validate.smk"
 
 

@@ -165,7 +165,7 @@ def _parser(first: str) -> _Parser:
     )
 
     schema = _command(commands, "schema", _schema, "print a JSON Schema, for editors")
-    schema.add_argument("kind", choices=("hardware", "model", "framework", "sweep"))
+    schema.add_argument("kind", choices=("hardware", "model", "framework", "sweep", "search"))
 
     serve = _command(commands, "serve", _serve, "run commands from standard input, for workflows")
     serve.description = (
@@ -187,6 +187,12 @@ def _parser(first: str) -> _Parser:
         add_astra_collective_command(commands)
     else:
         commands.add_parser("astra-collective", help="time one collective, for workflows")
+    if first == "search":
+        from deepflow.search.command import add_search_command
+
+        add_search_command(commands)
+    else:
+        commands.add_parser("search", help="look for the best machine in a space")
     if first == "astra-sim":
         from deepflow.astra.command import add_astra_sim_command
 
@@ -428,6 +434,10 @@ def _schema(options: argparse.Namespace) -> None:
         from deepflow.sweep.schema import SWEEP_SCHEMA
 
         print(to_json(SWEEP_SCHEMA))
+    elif options.kind == "search":
+        from deepflow.search.schema import SEARCH_SCHEMA
+
+        print(to_json(SEARCH_SCHEMA))
     else:
         from deepflow.config import json_schema
 

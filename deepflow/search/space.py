@@ -1,0 +1,665 @@
+"""Search YAML to a space: cases, and in each of them design vectors that mean hardware keys.
+
+A *case* is one combination of everything that is not a number between bounds: technology, choices,
+a strategy and its layout. Within a case, a *design vector* has the fractions of each budget, which
+add up to its ``share``, and a coordinate from 0 to 1 for each variable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepflow.config import (
+    HardwareConfig,
+    ModelConfig,
+    did_you_mean,
+    load_framework_config,
+    load_hardware_config,
+    load_model_config,
+    read_yaml,
+    split_overrides,
+    with_overrides,
+)
+from deepflow.config.model import GemmModel, LstmModel
+from deepflow.config.schema import keys_of, resolve_path
+from deepflow.config.units import parse_quantity
+from deepflow.errors import ConfigError, DeepFlowError
+from deepflow.search.objectives import METRICS, OBJECTIVES
+from deepflow.search.schema import (
+    BUDGET_SCHEMA,
+    CONSTRAINT_SCHEMA,
+    OPTIMIZER_SCHEMA,
+    SEARCH_SCHEMA,
+    STRATEGIES_SCHEMA,
+    VARIABLE_SCHEMA,
+)
+from deepflow.search.technology import KINDS, technology_settings
+from deepflow.sweep import identity
+from deepflow.sweep.schema import check_object
+from deepflow.sweep.settings import Changes, Setting, canonical_settings
+
+Vector = npt.NDArray[np.float64]
+
+MOST_CASES = 10_000
+"""Each case is a search of its own."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Parts that share ``share`` of a whole: ``total`` in the unit of the parts, or a key's value.
+
+    ``parts`` and ``total_key`` are canonical hardware paths. ``may_save``: one more fraction of
+    the design vector is what is left unused.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    total: float | None
+    total_key: str | None
+    share: float
+    may_save: bool
+
+    @property
+    def size(self) -> int:
+        """Fractions in the design vector."""
+        return len(self.parts) + self.may_save
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A key between bounds, in SI units; ``path`` begins with hardware or model."""
+
+    path: str
+    low: float
+    high: float
+    log: bool
+    integer: bool
+    step: float | None
+
+    def value(self, coordinate: float) -> float | int:
+        """The key's value at a coordinate from 0 to 1, on a step if there are steps."""
+        coordinate = min(max(coordinate, 0.0), 1.0)
+        if self.log:
+            found = self.low * float((self.high / self.low) ** coordinate)
+        else:
+            found = self.low + (self.high - self.low) * coordinate
+        found = min(max(found, self.low), self.high)
+        if self.step is not None:
+            most = math.floor((self.high - self.low) / self.step * (1 + 1e-12))
+            found = self.low + self.step * min(round((found - self.low) / self.step), most)
+        return round(found) if self.integer else found
+
+    @property
+    def coordinate_step(self) -> float:
+        """What a coordinate has to move for another value, at the high end; 0 without steps."""
+        if self.step is None:
+            return 0.0
+        if self.log:
+            return math.log1p(self.step / self.high) / math.log(self.high / self.low)
+        return self.step / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound of a metric."""
+
+    metric: str
+    value: float
+    is_upper: bool
+
+    def excess(self, found: float) -> float:
+        """Logarithm of how far ``found`` is beyond the limit, 0 within it."""
+        within = found <= self.value if self.is_upper else found >= self.value
+        if within:
+            return 0.0
+        if found <= 0 or self.value <= 0:
+            return abs(found - self.value)
+        return abs(math.log(found / self.value))
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a design vector means: budgets first, then variables."""
+
+    budgets: tuple[Budget, ...]
+    variables: tuple[Variable, ...]
+
+    @cached_property
+    def blocks(self) -> tuple[slice, ...]:
+        """Where the fractions of each budget are."""
+        ends = np.cumsum([0, *(budget.size for budget in self.budgets)]).tolist()
+        return tuple(slice(first, end) for first, end in pairwise(ends))
+
+    @cached_property
+    def shares(self) -> tuple[float, ...]:
+        """What the fractions of each budget add up to."""
+        return tuple(budget.share for budget in self.budgets)
+
+    @cached_property
+    def fractions(self) -> int:
+        """How many entries of a design vector are fractions of budgets."""
+        return sum(budget.size for budget in self.budgets)
+
+    @property
+    def size(self) -> int:
+        return self.fractions + len(self.variables)
+
+    def within_budgets(self, design: Sequence[float]) -> bool:
+        """Whether no budget is overdrawn, but for rounding."""
+        return all(
+            sum(design[block]) <= share * (1 + 1e-9)
+            for block, share in zip(self.blocks, self.shares, strict=True)
+        )
+
+    def changes(self, design: Sequence[float], hardware: HardwareConfig) -> Changes:
+        """Canonical (hardware, model) changes that ``design`` means on ``hardware``."""
+        of_hardware: dict[str, object] = {}
+        of_model: dict[str, object] = {}
+        for coordinate, variable in zip(design[self.fractions :], self.variables, strict=True):
+            root, _, path = variable.path.partition(".")
+            side = of_model if root == "model" else of_hardware
+            side[path] = variable.value(coordinate)
+        for block, budget in zip(self.blocks, self.budgets, strict=True):
+            total = budget.total
+            if budget.total_key is not None:
+                found: Any = of_hardware.get(budget.total_key)
+                total = float(value_at(hardware, budget.total_key) if found is None else found)
+            assert total is not None
+            for path, fraction in zip(budget.parts, design[block], strict=False):
+                of_hardware[path] = fraction * total
+        return of_hardware, of_model
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination of what is not searched between bounds; ``settings`` on top of the files."""
+
+    id: str
+    columns: Mapping[str, object]
+    settings: tuple[Setting, ...]
+    hardware: HardwareConfig
+    model: ModelConfig
+    digest: str
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    method: str = "gradient"
+    evaluations: int = 1600
+    starts: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search file, read and checked."""
+
+    name: str
+    file: str
+    text: str
+    description: str
+    hardware_file: str
+    model_file: str
+    framework_file: str | None
+    space: Space
+    cases: Mapping[str, Case]
+    objectives: tuple[str, ...]
+    limits: tuple[Limit, ...]
+    must_fit: bool
+    optimizer: Optimizer
+
+    def case(self, name: str) -> Case:
+        """Raises DeepFlowError if there is none of this name."""
+        if name not in self.cases:
+            raise DeepFlowError(
+                f"search {self.name} has no case {name!r}{did_you_mean(name, self.cases)}"
+            )
+        return self.cases[name]
+
+    def weights(self, start: int) -> tuple[float, ...]:
+        """What each objective counts in a start: of two or more, from one alone to the other."""
+        count = len(self.objectives)
+        if count == 1:
+            return (1.0,)
+        starts = max(2, self.optimizer.starts)
+        if count == 2:
+            second = (start % starts) / (starts - 1)
+            return (1 - second, second)
+        drawn = np.random.default_rng((self.optimizer.seed, start, 1)).dirichlet(np.ones(count))
+        return tuple(drawn.tolist())
+
+    def run_digest(self, case: Case, start: int) -> str:
+        """Fingerprint of all that the evaluations of a start depend on, canonical."""
+        optimizer = self.optimizer
+        about = {
+            "case": case.digest,
+            "space": [repr(item) for item in (*self.space.budgets, *self.space.variables)],
+            "objectives": [self.objectives, self.weights(start)],
+            "limits": sorted(repr(limit) for limit in self.limits),
+            "must_fit": self.must_fit,
+            "optimizer": [optimizer.method, optimizer.evaluations, optimizer.seed + start],
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def summary(self) -> str:
+        """One line that says how much there is to do."""
+        runs = len(self.cases) * self.optimizer.starts
+        return (
+            f"{self.name}: {len(self.cases)} cases x {self.optimizer.starts} starts x"
+            f" {self.optimizer.evaluations} evaluations = {runs * self.optimizer.evaluations:,}"
+        )
+
+
+def load_search(path: str | Path) -> Search:
+    """Reads and checks a search file and the configurations that it names.
+
+    Raises ConfigError for every mistake that can be seen without predicting a design.
+    """
+    file = str(path)
+    content = check_object(read_yaml(file), SEARCH_SCHEMA, file)
+    hardware_file = _beside(content["hardware"], "hardware", file)
+    model_file = _beside(content["model"], "model", file)
+    hardware = load_hardware_config(hardware_file)
+    framework_file = None
+    if "framework" in content:
+        framework_file = _beside(content["framework"], "framework", file)
+        hardware = load_framework_config(framework_file).applied_to(hardware)
+    model = load_model_config(model_file)
+    budgets = tuple(
+        _budget(str(name), given, hardware, model, file)
+        for name, given in content.get("budgets", {}).items()
+    )
+    variables = tuple(
+        _variable(str(key), given, hardware, model, file)
+        for key, given in content.get("variables", {}).items()
+    )
+    space = Space(budgets, variables)
+    if not space.size:
+        raise ConfigError(
+            "there is nothing to search between bounds",
+            file=file,
+            allowed="budgets, variables, or both; combinations alone are a sweep",
+        )
+    searched = [f"hardware.{path}" for budget in budgets for path in budget.parts]
+    searched += [variable.path for variable in variables]
+    _refuse_twice(searched, file)
+    cases = _cases(content, hardware, model, searched, file)
+    optimizer = content.get("optimizer", {})
+    check_object(optimizer, OPTIMIZER_SCHEMA, file, "optimizer")
+    return Search(
+        name=_name(file),
+        file=file,
+        text=Path(file).read_text(encoding="utf-8"),
+        description=" ".join(content.get("description", "").split()),
+        hardware_file=hardware_file,
+        model_file=model_file,
+        framework_file=framework_file,
+        space=space,
+        cases=cases,
+        objectives=_objectives(content.get("objectives", "time_s"), file),
+        limits=tuple(_limits(content.get("constraints", {}), file)),
+        must_fit=content.get("fits_in_memory", True),
+        optimizer=Optimizer(**optimizer),
+    )
+
+
+def value_at(config: HardwareConfig | ModelConfig, path: str) -> Any:
+    """The value at a canonical path."""
+    found: Any = config
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _beside(name: object, key: str, file: str) -> str:
+    """A path as given if it exists in the working directory, else beside the search file."""
+    if not isinstance(name, str) or not name:
+        raise ConfigError("must be a file", file=file, key=key, value=name)
+    for candidate in (Path(name), Path(file).parent / name):
+        if candidate.exists():
+            return str(candidate)
+    raise ConfigError("no such file", file=file, key=key, value=name)
+
+
+def _name(file: str) -> str:
+    name = Path(file).stem
+    if identity.value_text(name) != name or name.startswith("."):
+        raise ConfigError(
+            "the file's name becomes a directory of results",
+            file=file,
+            allowed="letters, digits, and . _ - inside",
+        )
+    return name
+
+
+def _canonical(
+    path: str, hardware: HardwareConfig, model: ModelConfig, file: str, place: str
+) -> tuple[str, Any]:
+    """(canonical path with its root, description of the key) of a numeric key."""
+    of_hardware, of_model = split_overrides({path: 0}, file)
+    root, config = ("model", model) if of_model else ("hardware", hardware)
+    (below,) = of_model or of_hardware
+    canonical = resolve_path(type(config), below, file=file, shown_key=place)
+    section: Any = type(config)
+    for part in canonical.split("."):
+        key = next(key for key in keys_of(section) if key.name == part)
+        section = key.section
+    if not key.kinds & {int, float}:
+        raise ConfigError("is not a number", file=file, key=place)
+    return f"{root}.{canonical}", key
+
+
+def _budget(
+    name: str, given: object, hardware: HardwareConfig, model: ModelConfig, file: str
+) -> Budget:
+    place = f"budgets.{name}"
+    keys = check_object(given, BUDGET_SCHEMA, file, place)
+    parts = []
+    for path in keys["parts"]:
+        canonical, _ = _canonical(str(path), hardware, model, file, f"{place}.parts: {path}")
+        root, _, below = canonical.partition(".")
+        if root == "model":
+            raise ConfigError("is no part of the machine", file=file, key=f"{place}.parts: {path}")
+        parts.append(below)
+    if not parts:
+        raise ConfigError("has no parts", file=file, key=place)
+    total, total_key = keys["total"], None
+    if isinstance(total, str):
+        root, _, total_key = _canonical(total, hardware, model, file, f"{place}.total")[
+            0
+        ].partition(".")
+        total = value_at(hardware, total_key) if root == "hardware" else None
+    if not isinstance(total, int | float) or isinstance(total, bool) or not 0 < total < math.inf:
+        raise ConfigError(
+            "leaves nothing to share",
+            file=file,
+            key=f"{place}.total",
+            value=total,
+            allowed="a number above 0, or the path of a key that has one",
+        )
+    share = keys.get("share", 1.0)
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+        raise ConfigError(
+            "is no fraction", file=file, key=f"{place}.share", value=share, allowed="> 0 and <= 1"
+        )
+    return Budget(
+        name,
+        tuple(parts),
+        None if total_key else float(total),
+        total_key,
+        float(share),
+        keys.get("may_save", False),
+    )
+
+
+def _variable(
+    path: str, given: object, hardware: HardwareConfig, model: ModelConfig, file: str
+) -> Variable:
+    place = f"variables.{path}"
+    keys = check_object(given, VARIABLE_SCHEMA, file, place)
+    canonical, key = _canonical(path, hardware, model, file, place)
+    bounds = []
+    for which in ("low", "high"):
+        changed = canonical_settings(
+            [Setting(path, keys[which], f"{place}.{which}")], hardware, model, file
+        )
+        (value,) = (changed[0] or changed[1]).values()
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ConfigError(
+                "is not a number", file=file, key=f"{place}.{which}", value=keys[which]
+            )
+        bounds.append(float(parse_quantity(value, "")))
+    low, high = bounds
+    if not low < high:
+        raise ConfigError(
+            "leaves nothing to search",
+            file=file,
+            key=place,
+            value=given,
+            allowed="low below high",
+        )
+    log = keys.get("scale", "linear") == "log"
+    if log and low <= 0:
+        raise ConfigError(
+            "has no logarithm", file=file, key=f"{place}.low", value=low, allowed="above 0"
+        )
+    integer = float not in key.kinds
+    step = keys.get("step", 1 if integer else None)
+    if step is not None:
+        whole = isinstance(step, int) or (isinstance(step, float) and step.is_integer())
+        if not isinstance(step, int | float) or isinstance(step, bool) or not 0 < step < math.inf:
+            raise ConfigError("is no step", file=file, key=f"{place}.step", value=step)
+        if integer and not whole:
+            raise ConfigError(
+                "leads to fractions, which the key cannot have",
+                file=file,
+                key=f"{place}.step",
+                value=step,
+            )
+    return Variable(canonical, low, high, log, integer, None if step is None else float(step))
+
+
+def _refuse_twice(paths: Sequence[str], file: str) -> None:
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ConfigError("is searched or set twice", file=file, key=path)
+
+
+def _objectives(given: object, file: str) -> tuple[str, ...]:
+    names = given if isinstance(given, list) else [given]
+    for name in names:
+        if name not in OBJECTIVES:
+            raise ConfigError(
+                "no such objective" + did_you_mean(str(name), OBJECTIVES),
+                file=file,
+                key="objectives",
+                value=name,
+                allowed=", ".join(OBJECTIVES),
+            )
+    if not names or len(set(names)) < len(names):
+        raise ConfigError("must be different objectives", file=file, key="objectives", value=given)
+    return tuple(str(name) for name in names)
+
+
+def _limits(given: Mapping[Any, object], file: str) -> Iterator[Limit]:
+    for name, bounds in given.items():
+        place = f"constraints.{name}"
+        if name not in METRICS:
+            raise ConfigError(
+                "no such result" + did_you_mean(str(name), METRICS),
+                file=file,
+                key=place,
+                allowed="; ".join(METRICS),
+            )
+        keys = check_object(bounds, CONSTRAINT_SCHEMA, file, place)
+        if not keys:
+            raise ConfigError("bounds nothing", file=file, key=place, allowed="at_most, at_least")
+        for which, value in keys.items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ConfigError("is not a number", file=file, key=f"{place}.{which}", value=value)
+            yield Limit(str(name), float(value), which == "at_most")
+        low, high = keys.get("at_least", -math.inf), keys.get("at_most", math.inf)
+        if low > high:
+            raise ConfigError("cannot be met", file=file, key=place, value=bounds)
+
+
+# --- Cases ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One position of an axis of cases."""
+
+    label: str
+    columns: Mapping[str, object]
+    settings: tuple[Setting, ...]
+
+
+def _cases(
+    content: Mapping[str, Any],
+    hardware: HardwareConfig,
+    model: ModelConfig,
+    searched: Sequence[str],
+    file: str,
+) -> dict[str, Case]:
+    fixed = tuple(
+        Setting(str(path), value, f"set.{path}") for path, value in content.get("set", {}).items()
+    )
+    axes = _technology_axes(content.get("technology", {}), hardware, file)
+    choices = content.get("choices", {})
+    names = identity.short_names([str(path) for path in choices])
+    for (path, values), name in zip(choices.items(), names, strict=True):
+        place = f"choices.{path}"
+        if not isinstance(values, list) or not values:
+            raise ConfigError("must be a list of values", file=file, key=place, value=values)
+        axes.append(
+            [
+                _Choice(
+                    f"{name}={identity.value_text(value)}",
+                    {name: value},
+                    (Setting(str(path), value, place),),
+                )
+                for value in values
+            ]
+        )
+    count = math.prod(len(axis) for axis in axes)
+    if count > MOST_CASES:
+        raise _too_many(count, file)
+    cases: dict[str, Case] = {}
+    for combination in product(*axes):
+        settings = (*(item for choice in combination for item in choice.settings), *fixed)
+        # Later settings win over those of a technology, which are many and not typed by hand.
+        base = _applied(settings, hardware, model, searched, file)
+        below: Sequence[_Choice] = [_Choice("", {}, ())]
+        if "strategies" in content:
+            below = list(_strategies(content["strategies"], *base[:2], file))
+            if not below:
+                raise ConfigError("there is no such strategy", file=file, key="strategies")
+        for split in below:
+            chosen = (*combination, split)
+            every = (*settings, *split.settings)
+            machine, workload, digest = (
+                _applied(every, hardware, model, searched, file) if split.settings else base
+            )
+            label = identity.point_id([choice.label for choice in chosen if choice.label])
+            if label in cases:
+                raise ConfigError("two cases are the same", file=file, key=label)
+            columns = {k: v for choice in chosen for k, v in choice.columns.items()}
+            cases[label] = Case(label, columns, every, machine, workload, digest)
+        if len(cases) > MOST_CASES:
+            raise _too_many(len(cases), file)
+    return cases
+
+
+def _too_many(count: int, file: str) -> ConfigError:
+    return ConfigError(f"there are {count:,} cases", file=file, allowed=f"at most {MOST_CASES:,}")
+
+
+def _applied(
+    settings: Sequence[Setting],
+    hardware: HardwareConfig,
+    model: ModelConfig,
+    searched: Sequence[str],
+    file: str,
+) -> tuple[HardwareConfig, ModelConfig, str]:
+    """Both configurations with ``settings``, later ones first in force, and their digest."""
+    of_hardware: dict[str, object] = {}
+    of_model: dict[str, object] = {}
+    for setting in settings:
+        changes = canonical_settings([setting], hardware, model, file)
+        of_hardware.update(changes[0])
+        of_model.update(changes[1])
+    given = [f"hardware.{path}" for path in of_hardware] + [f"model.{path}" for path in of_model]
+    for path in searched:
+        if path in given:
+            raise ConfigError("is both set and searched", file=file, key=path)
+    digest = identity.configuration_digest(hardware, model, (of_hardware, of_model))
+    return with_overrides(hardware, of_hardware), with_overrides(model, of_model), digest
+
+
+def _technology_axes(given: object, hardware: HardwareConfig, file: str) -> list[list[_Choice]]:
+    keys = check_object(given, SEARCH_SCHEMA["properties"]["technology"], file, "technology")
+    axes = []
+    for kind in KINDS:
+        if kind not in keys:
+            continue
+        names = keys[kind] if isinstance(keys[kind], list) else [keys[kind]]
+        axes.append(
+            [
+                _Choice(
+                    f"{kind}={identity.value_text(name)}",
+                    {kind: name},
+                    tuple(
+                        Setting(path, value, f"technology.{kind}")
+                        for path, value in technology_settings(
+                            kind, str(name), hardware, keys.get("logic_of_file"), file
+                        ).items()
+                    ),
+                )
+                for name in names
+            ]
+        )
+    return axes
+
+
+def _strategies(
+    given: object, hardware: HardwareConfig, model: ModelConfig, file: str
+) -> Iterator[_Choice]:
+    from deepflow.mapping.layout import layouts
+    from deepflow.mapping.strategies import enumerate_strategies
+
+    keys = check_object(given, STRATEGIES_SCHEMA, file, "strategies")
+    if not isinstance(model, LstmModel | GemmModel):
+        raise ConfigError(
+            "are those of a GEMM or LSTM; list degrees of other models under choices",
+            file=file,
+            key="strategies",
+        )
+    system = hardware.system_hierarchy
+    devices = system.num_devices_per_node * system.num_nodes
+    batch = model.batch_size if isinstance(model, LstmModel) else devices
+    wanted = keys.get("layouts", "auto")
+    side = math.isqrt(system.num_devices_per_node)
+    if wanted != "none" and side * side != system.num_devices_per_node:
+        raise ConfigError(
+            "nodes are no square meshes",
+            file=file,
+            key="strategies.layouts",
+            value=wanted,
+            allowed="none, or a square hardware.system_hierarchy.num_devices_per_node",
+        )
+    for strategy in enumerate_strategies(
+        devices,
+        batch,
+        kernels=keys.get("kernels", ("CR", "RC")),
+        pipeline_degrees=keys.get("pipeline"),
+        powers_of_two=keys.get("powers_of_two", False),
+    ):
+        degrees = strategy.degrees
+        orders = [wanted]
+        if wanted == "all":
+            orders = [layout.name for layout in layouts(degrees, side, system.num_nodes)]
+        settings = [
+            Setting(f"hardware.{path}", value, "strategies")
+            for path, value in strategy.overrides().items()
+        ]
+        for order in orders:
+            columns = {"kernel": strategy.kernel or "none", **degrees._asdict(), "layout": order}
+            shown = columns if wanted == "all" else {k: columns[k] for k in list(columns)[:-1]}
+            yield _Choice(
+                identity.point_id([f"{name}={value}" for name, value in shown.items()]),
+                columns,
+                (*settings, Setting("hardware.system_hierarchy.layout", order, "strategies")),
+            )
