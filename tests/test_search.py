@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import random
+import re
 import shlex
 from collections import deque
 from itertools import pairwise
@@ -423,3 +424,9 @@ def test_every_memory_can_be_put_on_a_device(tmp_path, name):
     search = search_of(tmp_path, SMALL + f"technology: {{memory: {name}}}\n")
     (case,) = search.cases.values()
     assert case.hardware.tech_param.DRAM.stack_capacity >= 4 * 2**30 * 0.9
+
+
+def test_example_of_the_documentation_loads(tmp_path, repository):
+    page = (repository / "docs/search.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    assert len(search_of(tmp_path, example).cases) == 2
