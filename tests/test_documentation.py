@@ -15,6 +15,7 @@ PAGES = (
     "docs/calibration.md",
     "docs/configuration.md",
     "docs/model.md",
+    "docs/search.md",
     "docs/slurm.md",
     "benchmarks/README.md",
 )
