@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deepflow.config import HardwareConfig, ModelConfig, with_overrides
 from deepflow.config.model import GemmModel, LlmModel, VitModel
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Columns = dict[str, NDArray[Any]]
     Overrides = Sequence[Sequence[tuple[Mapping[str, object], Mapping[str, object]]]]
+
+Model = TypeVar("Model", bound=ModelConfig)
 
 
 class PointError(DeepFlowError):
@@ -42,6 +44,24 @@ class Outcome:
     model: ModelConfig
 
 
+def overridden(
+    hardware: HardwareConfig,
+    model: Model,
+    hardware_overrides: Mapping[str, object],
+    model_overrides: Mapping[str, object],
+) -> tuple[HardwareConfig, Model]:
+    """Both configurations with canonical overrides; raises InfeasiblePoint if they contradict."""
+    try:
+        if hardware_overrides:
+            hardware = with_overrides(hardware, hardware_overrides)
+        if model_overrides:
+            model = with_overrides(model, model_overrides)
+    except ConfigError as error:
+        # Every value has been accepted by itself, so it is their combination that is wrong.
+        raise InfeasiblePoint(str(error)) from None
+    return hardware, model
+
+
 def evaluate(
     hardware: HardwareConfig,
     model: ModelConfig,
@@ -52,14 +72,7 @@ def evaluate(
 
     Raises InfeasiblePoint if the combination cannot exist, DeepFlowError for mistakes.
     """
-    try:
-        if hardware_overrides:
-            hardware = with_overrides(hardware, hardware_overrides)
-        if model_overrides:
-            model = with_overrides(model, model_overrides)
-    except ConfigError as error:
-        # Every value has been accepted by itself, so it is their combination that is wrong.
-        raise InfeasiblePoint(str(error)) from None
+    hardware, model = overridden(hardware, model, hardware_overrides, model_overrides)
     return Outcome(predict(derive_hardware(hardware), model), hardware, model)
 
 
@@ -133,6 +146,13 @@ def empty_columns(points: int) -> Columns:
     }
 
 
+def fill(columns: Columns, which: int | NDArray[np.int64], prediction: Prediction) -> None:
+    """The same prediction for the points with the numbers ``which``, in empty columns."""
+    for name, value in prediction.as_row().items():
+        if value is not None:
+            columns[name][which] = value
+
+
 def fill_one_by_one(
     columns: Columns,
     which: Iterable[int],
@@ -151,9 +171,7 @@ def fill_one_by_one(
             outcome = evaluate_or_explain(hardware, model, of_hardware, of_model)
         except DeepFlowError as error:
             raise PointError(index, error) from error
-        for name, value in outcome.prediction.as_row().items():
-            if value is not None:
-                columns[name][index] = value
+        fill(columns, index, outcome.prediction)
 
 
 def changes_at(

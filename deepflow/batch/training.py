@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deepflow.batch import changes_at, empty_columns, fill, fill_one_by_one, overridden
 from deepflow.batch.pipelines import Pipelines, last_ends
-from deepflow.config import HardwareConfig, with_overrides
+from deepflow.config import HardwareConfig
 from deepflow.config.hardware import Parallelism
 from deepflow.config.model import LlmModel, VitModel
 from deepflow.cost.elementwise import larger, where
@@ -46,7 +47,7 @@ from deepflow.cost.operators import (
     operator_cost,
     total,
 )
-from deepflow.errors import ConfigError, InfeasiblePoint
+from deepflow.errors import InfeasiblePoint
 from deepflow.hardware import Hardware, derive_hardware
 from deepflow.mapping.groups import Group
 from deepflow.mapping.parallelism import (
@@ -240,8 +241,6 @@ def predict_training_points(
     Raises:
         DeepFlowError: one of the points is no result but a mistake.
     """
-    from deepflow.batch import changes_at, empty_columns, fill_one_by_one
-
     columns = empty_columns(len(positions))
     alone = [np.zeros(0, np.int64)]
     layout_axes = _layout_axes(overrides)
@@ -259,7 +258,7 @@ def predict_training_points(
         try:
             device = _device(hardware, model, *changes)
         except InfeasiblePoint as error:
-            _refuse(columns, which, error)
+            fill(columns, which, Prediction(status=error.status, reason=str(error)))
             continue
         if device is None:
             alone.append(which)
@@ -305,13 +304,7 @@ def _device(
     Raises:
         InfeasiblePoint: as ``deepflow.batch.evaluate``, for each of its points.
     """
-    try:
-        if hardware_changes:
-            hardware = with_overrides(hardware, hardware_changes)
-        if model_changes:
-            model = with_overrides(model, model_changes)
-    except ConfigError as error:
-        raise InfeasiblePoint(str(error)) from None
+    hardware, model = overridden(hardware, model, hardware_changes, model_changes)
     transformer = model.transformer if isinstance(model, VitModel) else model
     asked = hardware.scheduling_param
     # A tensor degree may contradict those of old files.
@@ -352,13 +345,6 @@ class _Known:
 @lru_cache(maxsize=4)
 def _known(hardware: HardwareConfig, model: LlmModel) -> _Known:
     return _Known()
-
-
-def _refuse(columns: Columns, which: Integers, error: InfeasiblePoint) -> None:
-    row = Prediction(status=error.status, reason=str(error)).as_row()
-    for name, value in row.items():
-        if value is not None:
-            columns[name][which] = value
 
 
 @dataclass(frozen=True)

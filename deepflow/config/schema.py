@@ -267,11 +267,16 @@ def resolve_path(cls: type[Any], path: str, *, file: str = "", shown_key: str = 
     return canonical
 
 
+def key_at(cls: type[Any], path: str, *, file: str = "", shown_key: str = "") -> Key:
+    """What is declared of the key at a path of ``cls``; raises ConfigError if there is none."""
+    return _resolve(cls, path, file, shown_key or path)[1]
+
+
 def parse_at(
     cls: type[Any], canonical: str, value: object, *, file: str = "", shown_key: str = ""
 ) -> Any:
     """``parse_value`` for the key at a canonical path."""
-    key = _resolve(cls, canonical, file, shown_key or canonical)[1]
+    key = key_at(cls, canonical, file=file, shown_key=shown_key)
     return parse_value(key, value, file=file, place=shown_key or canonical)
 
 

@@ -236,7 +236,7 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
     mode = simulated_mode(hardware)
     if mode == FLATTENED and mapping.num_devices > 1:
         of_stages = [with_parts[parts] for parts in stage_parts]
-        chains = _chains(hardware, graph, mapping, step, segments, of_content, of_stages)
+        chains = _chains(hardware, graph, mapping, step, segments, received, of_content, of_stages)
         time = machine_step_time(
             graph,
             chains,
@@ -344,6 +344,7 @@ def _chains(
     mapping: TrainingMapping,
     step: TrainingStep,
     segments: dict[str, SegmentCosts],
+    received: tuple[OperatorCost, ...],
     of_content: Mapping[tuple[str, ...], PartCosts],
     stages: Sequence[_StageCosts],
 ) -> dict[int, list[tuple[Item, ...]]]:
@@ -382,7 +383,6 @@ def _chains(
         )
         for name, costs in segments.items()
     }
-    received = block_cost(step.received, hardware, mapping.groups)
     chains: dict[int, list[tuple[Item, ...]]] = {kind: [] for kind in graph.graph.kind}
 
     def gathered(costs: SegmentCosts, share: float = 1.0) -> tuple[Item, ...]:

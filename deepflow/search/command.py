@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepflow.errors import DeepFlowError
-from deepflow.search.space import Case, Search
+
+if TYPE_CHECKING:
+    from deepflow.search.space import Case, Search
 
 RESULTS = "results/searches"
 

@@ -32,7 +32,7 @@ from deepflow.config import (
     with_overrides,
 )
 from deepflow.config.model import GemmModel, LstmModel
-from deepflow.config.schema import keys_of, resolve_path
+from deepflow.config.schema import key_at, resolve_path
 from deepflow.config.units import parse_quantity
 from deepflow.errors import ConfigError, DeepFlowError
 from deepflow.search.objectives import METRICS, OBJECTIVES
@@ -47,7 +47,7 @@ from deepflow.search.schema import (
 from deepflow.search.technology import KINDS, technology_settings
 from deepflow.sweep import identity
 from deepflow.sweep.schema import check_object
-from deepflow.sweep.settings import Changes, Setting, canonical_settings
+from deepflow.sweep.settings import Changes, Setting, canonical_settings, find_file
 
 Vector = npt.NDArray[np.float64]
 
@@ -269,12 +269,12 @@ def load_search(path: str | Path) -> Search:
     """
     file = str(path)
     content = check_object(read_yaml(file), SEARCH_SCHEMA, file)
-    hardware_file = _beside(content["hardware"], "hardware", file)
-    model_file = _beside(content["model"], "model", file)
+    hardware_file = find_file(content["hardware"], "hardware", file)
+    model_file = find_file(content["model"], "model", file)
     hardware = load_hardware_config(hardware_file)
     framework_file = None
     if "framework" in content:
-        framework_file = _beside(content["framework"], "framework", file)
+        framework_file = find_file(content["framework"], "framework", file)
         hardware = load_framework_config(framework_file).applied_to(hardware)
     model = load_model_config(model_file)
     budgets = tuple(
@@ -299,7 +299,7 @@ def load_search(path: str | Path) -> Search:
     optimizer = content.get("optimizer", {})
     check_object(optimizer, OPTIMIZER_SCHEMA, file, "optimizer")
     return Search(
-        name=_name(file),
+        name=identity.folder_name(file),
         file=file,
         text=Path(file).read_text(encoding="utf-8"),
         description=" ".join(content.get("description", "").split()),
@@ -323,27 +323,6 @@ def value_at(config: HardwareConfig | ModelConfig, path: str) -> Any:
     return found
 
 
-def _beside(name: object, key: str, file: str) -> str:
-    """A path as given if it exists in the working directory, else beside the search file."""
-    if not isinstance(name, str) or not name:
-        raise ConfigError("must be a file", file=file, key=key, value=name)
-    for candidate in (Path(name), Path(file).parent / name):
-        if candidate.exists():
-            return str(candidate)
-    raise ConfigError("no such file", file=file, key=key, value=name)
-
-
-def _name(file: str) -> str:
-    name = Path(file).stem
-    if identity.value_text(name) != name or name.startswith("."):
-        raise ConfigError(
-            "the file's name becomes a directory of results",
-            file=file,
-            allowed="letters, digits, and . _ - inside",
-        )
-    return name
-
-
 def _canonical(
     path: str, hardware: HardwareConfig, model: ModelConfig, file: str, place: str
 ) -> tuple[str, Any]:
@@ -352,10 +331,7 @@ def _canonical(
     root, config = ("model", model) if of_model else ("hardware", hardware)
     (below,) = of_model or of_hardware
     canonical = resolve_path(type(config), below, file=file, shown_key=place)
-    section: Any = type(config)
-    for part in canonical.split("."):
-        key = next(key for key in keys_of(section) if key.name == part)
-        section = key.section
+    key = key_at(type(config), canonical)
     if not key.kinds & {int, float}:
         raise ConfigError("is not a number", file=file, key=place)
     return f"{root}.{canonical}", key

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepflow.config.schema import keys_of
+from deepflow.config.schema import key_at
 from deepflow.errors import DeepFlowError
 from deepflow.files import all_unusable, atomic_output, unusable
 from deepflow.prediction import COLUMNS, Column, Prediction
@@ -19,13 +19,13 @@ from deepflow.search.space import Case, Search
 from deepflow.sweep import identity
 from deepflow.sweep.run import VERSIONS
 from deepflow.sweep.settings import Setting, canonical_settings
+from deepflow.sweep.tables import METADATA_KEY, arrow_fields
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 DIGEST_KEY = b"run_digest"
-METADATA_KEY = b"deepflow"
 
 _BEFORE = {
     "search": Column(str, "", "name of the search"),
@@ -73,28 +73,15 @@ def _free(name: str) -> str:
 def _unit(search: Search, path: str) -> str:
     case = next(iter(search.cases.values()))
     root, _, below = path.partition(".")
-    section: Any = type(case.model if root == "model" else case.hardware)
-    unit = ""
-    for part in below.split("."):
-        key = next(key for key in keys_of(section) if key.name == part)
-        section, unit = key.section, key.option.unit
-    return unit
+    return key_at(type(case.model if root == "model" else case.hardware), below).option.unit
 
 
 def schema_of(search: Search) -> pa.Schema:
     """Arrow schema with units and meanings."""
     import pyarrow as pa
 
-    types = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
-    fields = [
-        pa.field(
-            name, types[column.dtype], metadata={"unit": column.unit, "description": column.doc}
-        )
-        for name, column in columns_of(search).items()
-    ]
-    fields.append(
-        pa.field("design", pa.list_(pa.float64()), metadata={"description": "design vector"})
-    )
+    design = pa.field("design", pa.list_(pa.float64()), metadata={"description": "design vector"})
+    fields = [*arrow_fields(columns_of(search)), design]
     about = {"search": search.name, "search_yaml": search.text, **VERSIONS}
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(about).encode()})
 

@@ -21,7 +21,7 @@ from deepflow.sweep import identity
 from deepflow.sweep.plots import parse_plots
 from deepflow.sweep.points import Axis, Base, Sweep
 from deepflow.sweep.schema import SWEEP_SCHEMA, check_object
-from deepflow.sweep.settings import Changes, Setting, canonical_settings, set_twice
+from deepflow.sweep.settings import Changes, Setting, canonical_settings, find_file, set_twice
 from deepflow.sweep.where import identifier, parse_condition
 
 MOST_POINTS = 10_000_000
@@ -123,8 +123,9 @@ def _read_sweep(file: str) -> Sweep:
     )
     columns = [identifier(name) for axis in axes for name in axis.names]
     description = " ".join(content.get("description", "").split())
+    name = identity.folder_name(file)
     return Sweep(
-        name=_sweep_name(file),
+        name=name,
         file=file,
         text=Path(file).read_text(encoding="utf-8"),
         description=description,
@@ -136,7 +137,7 @@ def _read_sweep(file: str) -> Sweep:
             else None
         ),
         points_per_job_wanted=content.get("points_per_job"),
-        plots=parse_plots(content.get("plots", []), file, description or _sweep_name(file)),
+        plots=parse_plots(content.get("plots", []), file, description or name),
         csv=content.get("csv", False),
     )
 
@@ -262,26 +263,7 @@ def _files(given: object, key: str, file: str) -> list[str]:
     names = given if isinstance(given, list) else [given]
     if not names:
         raise ConfigError("names no file", file=file, key=key)
-    found = []
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise ConfigError("must be a file", file=file, key=key, value=name)
-        beside = Path(file).parent / name
-        found.append(name if Path(name).exists() or not beside.exists() else str(beside))
-        if not Path(found[-1]).exists():
-            raise ConfigError("no such file", file=file, key=key, value=name)
-    return found
-
-
-def _sweep_name(file: str) -> str:
-    name = Path(file).stem
-    if identity.value_text(name) != name or name.startswith("."):
-        raise ConfigError(
-            "the file's name becomes a directory of results",
-            file=file,
-            allowed="letters, digits, and . _ - inside",
-        )
-    return name
+    return [find_file(name, key, file) for name in names]
 
 
 def _grid(grid: Mapping[Any, object], file: str) -> list[list[tuple[Setting, ...]]]:

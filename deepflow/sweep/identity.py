@@ -14,9 +14,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepflow.config import HardwareConfig, ModelConfig, flatten
+from deepflow.errors import ConfigError
 from deepflow.sweep.settings import Changes
 from deepflow.version import MODEL_VERSION
 
@@ -50,6 +52,21 @@ def value_text(value: object) -> str:
     if readable and not _ODD.search(readable):
         return readable
     return f"{_ODD.sub('', readable)}-{_hexadecimal(given, 8)}"
+
+
+def folder_name(file: str) -> str:
+    """The name of the folder of results of a YAML file: the file's own, without its ending.
+
+    Raises ConfigError if that would not do as one.
+    """
+    name = Path(file).stem
+    if value_text(name) != name or name.startswith("."):
+        raise ConfigError(
+            "the file's name becomes a directory of results",
+            file=file,
+            allowed="letters, digits, and . _ - inside",
+        )
+    return name
 
 
 def point_id(labels: Sequence[str]) -> str:

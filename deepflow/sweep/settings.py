@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from deepflow.config import (
     HardwareConfig,
@@ -34,6 +35,21 @@ class Setting:
         if isinstance(value, str) and parse_yaml_value(value) == value:
             return f"{self.path}={value}"
         return f"{self.path}={json.dumps(value)}"
+
+
+def find_file(name: object, key: str, file: str) -> str:
+    """The file ``name`` that ``key`` of ``file`` gives: as it stands, else beside ``file``.
+
+    Raises ConfigError if there is none, or ``name`` is none.
+    """
+    if not isinstance(name, str) or not name:
+        raise ConfigError("must be a file", file=file, key=key, value=name)
+    if Path(name).exists():
+        return name
+    beside = Path(file).parent / name
+    if not beside.exists():
+        raise ConfigError("no such file", file=file, key=key, value=name)
+    return str(beside)
 
 
 def parse_setting(text: str) -> Setting:

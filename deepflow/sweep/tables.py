@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepflow.batch import PointError, empty_columns, predict_points
 from deepflow.config import flatten
-from deepflow.config.schema import keys_of
+from deepflow.config.schema import key_at
 from deepflow.errors import DeepFlowError
 from deepflow.files import all_unusable, atomic_output, unusable
 from deepflow.prediction import COLUMNS, Column
@@ -75,15 +75,9 @@ def _unit(sweep: Sweep, setting: Setting) -> str:
     """SI unit of the key that ``setting`` sets, "" for a count, a choice or a fraction."""
     base = sweep.bases[0][0]
     changes = canonical_settings([setting], base.hardware, base.model, sweep.file)
-    section: type[Any] | None
     for config, values in zip((base.hardware, base.model), changes, strict=True):
         for path in values:
-            section = type(config)
-            for part in path.split("."):
-                assert section is not None
-                key = next(key for key in keys_of(section) if key.name == part)
-                section = key.section
-            return key.option.unit
+            return key_at(type(config), path).option.unit
     raise AssertionError("a setting sets one key")
 
 
@@ -94,17 +88,23 @@ def _common_type(values: Iterable[object]) -> type:
     return float if types == {int, float} else str
 
 
+def arrow_fields(columns: Mapping[str, Column]) -> list[pa.Field]:
+    """Arrow fields of ``columns``, by name, with their units and meanings."""
+    import pyarrow as pa
+
+    types = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
+    return [
+        pa.field(
+            name, types[column.dtype], metadata={"unit": column.unit, "description": column.doc}
+        )
+        for name, column in columns.items()
+    ]
+
+
 def summary_schema(sweep: Sweep) -> pa.Schema:
     """Arrow schema with the unit and meaning of each column and a description of the sweep."""
     import pyarrow as pa
 
-    types = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
-    fields = [
-        pa.field(
-            name, types[column.dtype], metadata={"unit": column.unit, "description": column.doc}
-        )
-        for name, column in summary_columns(sweep).items()
-    ]
     bases = [base for row in sweep.bases for base in row]
     about = {
         "sweep": sweep.name,
@@ -117,7 +117,9 @@ def summary_schema(sweep: Sweep) -> pa.Schema:
         },
         **VERSIONS,
     }
-    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(about).encode()})
+    return pa.schema(
+        arrow_fields(summary_columns(sweep)), metadata={METADATA_KEY: json.dumps(about).encode()}
+    )
 
 
 def write_shard(sweep: Sweep, name: str, output: str | Path) -> None:
