@@ -19,6 +19,7 @@ what comes out.
 
 from __future__ import annotations
 
+import argparse
 import math
 import zlib
 from collections import Counter
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deepflow.command_line import command
 from deepflow.config import (
     HardwareConfig,
     canonical_override,
@@ -44,7 +46,7 @@ from deepflow.config import (
 from deepflow.config.editing import Edit, edit_hardware_text, keys_along, move_base
 from deepflow.config.old_style import translate
 from deepflow.errors import ConfigError, DeepFlowError
-from deepflow.files import atomic_output
+from deepflow.files import atomic_output, to_json
 from deepflow.hardware import derive_hardware
 from deepflow.record import record
 from deepflow.validate import read_table, training
@@ -713,3 +715,33 @@ def _percent(value: float | None) -> str:
 
 def _listed(words: Sequence[str]) -> str:
     return ", ".join(words)
+
+
+def add_calibrate_command(commands: Any) -> None:
+    """Adds ``calibrate`` to the ``deepflow`` command."""
+    calibrate = command(
+        commands, "calibrate", _calibrate, "fit parameters of a device to measured operators"
+    )
+    calibrate.add_argument(
+        "tables", metavar="TABLE.csv", nargs="+", help="operators or collectives, as for validate"
+    )
+    calibrate.add_argument("--hardware", metavar="FILE", required=True, help="hardware YAML")
+    target = calibrate.add_mutually_exclusive_group()
+    target.add_argument("--output", metavar="FILE", help="write the file with new values there")
+    target.add_argument("--in-place", action="store_true", help="write it over the file itself")
+    calibrate.add_argument(
+        "--parameters", metavar="NAMES", help="only these, such as core.util,DRAM.util"
+    )
+    calibrate.add_argument(
+        "--all-rows", action="store_true", help="take rows whatever machine they name"
+    )
+    calibrate.add_argument("--json", action="store_true", help="the result as JSON")
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    parameters = None if options.parameters is None else parameter_paths(options.parameters)
+    found = calibrate(options.tables, options.hardware, parameters, every_row=options.all_rows)
+    output = options.hardware if options.in_place else options.output
+    if output is not None:
+        write_calibrated(found, options.hardware, output)
+    print(to_json(as_json(found)) if options.json else report(found))
