@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from deepflow.config.hardware import HardwareConfig
 from deepflow.errors import InfeasiblePoint
@@ -151,6 +151,11 @@ class Hardware:
 
     config: HardwareConfig
     accelerator: Accelerator
+
+    @cached_property
+    def layouts(self) -> dict[Any, Any]:
+        """Layouts of inference that were worked out for this machine, by model."""
+        return {}
 
     @cached_property
     def under_load(self) -> Hardware:

@@ -53,25 +53,8 @@ def map_inference(hardware: Hardware, model: LlmModel) -> InferenceMapping:
             "model.run_type inference is for models that generate tokens: causal, without"
             " num_classes and patch_dim"
         )
-    system = hardware.config.system_hierarchy
-    devices = system.num_devices_per_node * system.num_nodes
-    asked = replace(
-        hardware.config.scheduling_param,
-        sequence_parallel=False,
-        zero=0,
-        recompute="none",
-        offload="none",
-        schedule="1f1b",
-        virtual_stages=None,
-        micro_batch_size=1,
-        num_microbatches=None,
-        overlap_tensor_communication="none",
-    )
-    config = replace(hardware.config, scheduling_param=asked)
-    # The batch of training has to divide; here it need not.
-    even = replace(model, global_batch_size=devices, seq_len=asked.context)
-    layout = map_training(replace(hardware, config=config), even)
-    apart = asked.prompt_replicas
+    layout = _layout(hardware, model)
+    apart = layout.asked.prompt_replicas
     if apart >= layout.data:
         raise InfeasiblePoint(
             f"parallelism.prompt_replicas {apart} leaves none of {layout.data} replicas"
@@ -90,6 +73,40 @@ def map_inference(hardware: Hardware, model: LlmModel) -> InferenceMapping:
         generating,
         apart > 0,
     )
+
+
+def _layout(hardware: Hardware, model: LlmModel) -> TrainingMapping:
+    """Degrees, parts and groups, which do not depend on how many requests of what length there are.
+
+    A machine remembers them: they are a tenth of the work of a prediction.
+    """
+    system, asked = hardware.config.system_hierarchy, hardware.config.scheduling_param
+    # The batch of training has to divide; here it need not.
+    even = replace(
+        model,
+        global_batch_size=system.num_devices_per_node * system.num_nodes,
+        seq_len=asked.context,
+        prompt_len=None,
+        output_len=1,
+    )
+    layout = hardware.layouts.get(even)
+    if layout is None:
+        asked = replace(
+            asked,
+            sequence_parallel=False,
+            zero=0,
+            recompute="none",
+            offload="none",
+            schedule="1f1b",
+            virtual_stages=None,
+            micro_batch_size=1,
+            num_microbatches=None,
+            overlap_tensor_communication="none",
+        )
+        config = replace(hardware.config, scheduling_param=asked)
+        layout = map_training(replace(hardware, config=config), even)
+        hardware.layouts[even] = layout
+    return layout
 
 
 def numbers_of(hardware: Hardware) -> Numbers:
