@@ -26,6 +26,7 @@ from deepflow.record import record
 from deepflow.schedule.training import StageResult, run_training
 from deepflow.workload.transformer import (
     active_parameter_count,
+    model_flops_of_request,
     model_flops_per_token,
     parameter_count,
 )
@@ -415,15 +416,16 @@ def _predict_inference(hardware: Hardware, model: LlmModel) -> Prediction:
     bubble = time - sum(times.values())
     times["time_pipeline_bubble_s"] = bubble if bubble > 1e-12 * time else 0.0
     batch, generated = model.global_batch_size, model.global_batch_size * model.output_len
+    # No more requests are answered than arrive.
+    period = time if model.request_rate is None else max(time, batch / model.request_rate)
     further = time_per_output_token(run, model)
     capacity = hardware.accelerator.memory[-1].size
     fits = memory.total <= capacity
-    energy = device_energy(hardware, each, time)
+    energy = device_energy(hardware, each, period)
     joules = None if energy is None else energy * run.devices
-    # Parameters and work per token do not depend on requests, and are remembered by model.
+    useful = batch * model_flops_of_request(model, run.new_tokens)
+    # Parameters do not depend on requests, and are remembered by model.
     counted = replace(model, global_batch_size=1, prompt_len=None, output_len=1)
-    # A forward pass is a third of what a step of training needs.
-    useful = model_flops_per_token(counted) / 3 * batch * (run.new_tokens + model.output_len - 1)
     return Prediction(
         status="ok" if fits else "out_of_memory",
         reason="" if fits else memory_reason(memory.total, capacity),
@@ -431,14 +433,14 @@ def _predict_inference(hardware: Hardware, model: LlmModel) -> Prediction:
         time_to_first_token_s=run.first_token,
         time_per_output_token_s=further,
         inter_token_latency_s=None if further is None else run.step_time,
-        tokens_per_second=generated / time,
-        tokens_per_second_per_device=generated / time / run.devices,
+        tokens_per_second=generated / period,
+        tokens_per_second_per_device=generated / period / run.devices,
         tokens_per_second_per_sequence=None if further is None else 1 / further,
-        requests_per_second=batch / time,
+        requests_per_second=batch / period,
         concurrent_requests=round(batch / run.turns),
         model_flops_utilization=useful
-        / (time * run.devices * hardware.accelerator.core.peak_flops),
-        flops_per_second_per_device=useful / time / run.devices,
+        / (period * run.devices * hardware.accelerator.core.peak_flops),
+        flops_per_second_per_device=useful / period / run.devices,
         model_flops=useful,
         executed_flops=everything.flops,
         dram_bytes=everything.dram_bytes,
@@ -459,7 +461,7 @@ def _predict_inference(hardware: Hardware, model: LlmModel) -> Prediction:
         fits_in_memory=fits,
         energy_j=joules,
         energy_per_token_j=None if joules is None else joules / generated,
-        average_power_w=None if joules is None else joules / time,
+        average_power_w=None if joules is None else joules / period,
         num_devices=run.devices,
         tensor_parallel=layout.tensor,
         context_parallel=layout.context,

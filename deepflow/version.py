@@ -6,4 +6,4 @@ predictions change and this number does not.
 """
 
 __version__ = "0.1.0"
-MODEL_VERSION = "4"
+MODEL_VERSION = "5"

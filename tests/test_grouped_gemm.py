@@ -95,7 +95,9 @@ def test_better_hardware_never_takes_more_time(rows, k, n, faster, field):
         "l2": {"bandwidths": (l0, l1, l2 * faster, l3)},
         "latency": {"latencies": tuple(latency / faster for latency in LIMITS.latencies)},
     }.get(field) or {field: getattr(LIMITS, field) * faster}
-    assert ragged(rows, k, n, LIMITS._replace(**better)).time <= ragged(rows, k, n).time
+    time = ragged(rows, k, n, LIMITS._replace(**better)).time
+    # Rates that differ in the last bit only may round the other way.
+    assert time <= ragged(rows, k, n).time * (1 + 1e-12)
 
 
 def test_smaller_weights_help_until_converting_them_takes_over():

@@ -135,8 +135,8 @@ class SoftwareParameters:
         plausible=(0, 10),
     )
     weight_dtype: str | None = option(
-        "inference: data type in which weights are stored, where only they have fewer bits; kernels"
-        " widen them (default: that of products)",
+        "inference: data type in which weights are stored; kernels widen them to that of products,"
+        " matrix_dtype, if that has more bits (default: that of products)",
         None,
         choices=tuple(STORED_BYTES),
     )
@@ -265,6 +265,11 @@ class SoftwareParameters:
         return self.operand_bytes
 
     @property
+    def widens_weights(self) -> bool:
+        """Whether kernels of inference convert weights before they multiply them."""
+        return self.weight_dtype not in (None, self.matrix_dtype or self.dtype)
+
+    @property
     def cached_bytes(self) -> float:
         """Size of an element of cached keys and values."""
         dtype = self.kv_cache_dtype
@@ -375,6 +380,18 @@ class CoreTechnology:
     threshold_voltage: float | None = option("threshold", None, unit="V", minimum=0, maximum=20)
     margin_voltage: float | None = option(
         "least supply above the threshold", None, unit="V", minimum=0, maximum=20
+    )
+    max_voltage: float | None = option(
+        "highest supply (default: what the power budget drives it to)",
+        None,
+        unit="V",
+        above=0,
+        maximum=20,
+    )
+    pauses: bool = option(
+        "a budget too small for the least supply makes it pause, so that it draws no more (default:"
+        " the original's rule, by which it draws more than a very small budget)",
+        False,
     )
     num_bundles: int | None = option(
         "bundles (default: what fits into the core area)", None, minimum=1, maximum=2**24
@@ -504,6 +521,11 @@ class DramTechnology:
         "least supply above the threshold", None, unit="V", minimum=0, maximum=20
     )
     max_voltage: float | None = option("highest supply", None, unit="V", above=0, maximum=20)
+    pauses: bool = option(
+        "a budget too small for the least supply makes it pause, so that it draws no more (default:"
+        " the original's rule, by which it draws more than a very small budget)",
+        False,
+    )
     num_links_per_mm: float | None = option("data links per mm of chip edge", None, above=0)
     num_links_per_stack: int | None = option("data links of a stack", None, minimum=1)
     util: float = option("achieved fraction of the bandwidth", 1.0, above=0, maximum=1)
@@ -613,7 +635,22 @@ class LinkTechnology:
     margin_voltage: float | None = option(
         "least supply above the threshold", None, unit="V", minimum=0, maximum=20
     )
+    max_voltage: float | None = option(
+        "highest supply (default: what the power budget drives it to)",
+        None,
+        unit="V",
+        above=0,
+        maximum=20,
+    )
     num_links_per_mm: float | None = option("links per mm of chip edge", None, above=0)
+    directions: int | None = option(
+        "directions in which links leave a device, of which a message takes one, where area, edge"
+        " and power decide the bandwidth: 1 to a switch (default: within a node the 4 of a mesh,"
+        " between nodes 1)",
+        None,
+        minimum=1,
+        maximum=2**10,
+    )
     util: float = option("achieved fraction of the bandwidth", 1.0, above=0, maximum=1)
 
 
@@ -687,6 +724,40 @@ class PerimeterBudget:
     DRAM: float = option("memory links", 0.0, minimum=0, maximum=1)
     intra_node: float = option("links within a node", 0.0, minimum=0, maximum=1)
     inter_node: float = option("links between nodes", 0.0, minimum=0, maximum=1)
+
+
+@record(frozen=True)
+class Manufacturing:
+    """What making a device costs; see ``deepflow/hardware/manufacturing.py``."""
+
+    wafer_cost: float | None = option(
+        "price of a processed wafer, US dollars (default: costs are not known)", None, minimum=0
+    )
+    wafer_diameter: float = option("diameter of a wafer, mm", 300.0, above=0, maximum=1000)
+    defect_density: float = option(
+        "defects per cm2 of a chip that break it", 0.1, minimum=0, maximum=100
+    )
+    defect_clustering: float = option(
+        "how evenly defects are spread (Stapper's alpha): small if they come in clusters",
+        2.0,
+        above=0,
+        maximum=1000,
+    )
+    repairable_area: float = option(
+        "part of the chip where spare units make up for defects", 0.0, minimum=0, maximum=1
+    )
+    memory_cost: float | None = option(
+        "price of a GiB of the device's memory, US dollars (default: not known)", None, minimum=0
+    )
+    package_cost: float = option(
+        "interposer, substrate and their assembly, US dollars per mm2 of chip and memory stacks",
+        0.0,
+        minimum=0,
+    )
+    assembly_yield: float = option("packages that work", 1.0, above=0, maximum=1)
+    assembly_cost: float = option(
+        "test, board and all else that does not grow with the device, US dollars", 0.0, minimum=0
+    )
 
 
 @record(frozen=True)
@@ -791,7 +862,7 @@ class NetworkTopology:
 
 @record(frozen=True)
 class MemoryLevelPlace:
-    type: str = option("memory", choices=("SRAM-R", "SRAM-L1", "SRAM-L2", "DRAM"))
+    type: str = option("memory at this place", choices=("SRAM-R", "SRAM-L1", "SRAM-L2", "DRAM"))
     scope: str = option(
         "who shares it: one unit, one bundle, the device", choices=("mcu", "mcu-bundle", "global")
     )
@@ -1000,22 +1071,22 @@ class Parallelism:
 @record(frozen=True)
 class CollectiveAlgorithms:
     all_gather: str = option(
-        "algorithm",
+        "algorithm of all_gather in each dimension; auto takes what suits the topology",
         "auto",
         choices=("auto", "ring", "direct", "halvingDoubling", "doubleBinaryTree"),
     )
     all_reduce: str = option(
-        "algorithm",
+        "algorithm of all_reduce in each dimension; auto takes what suits the topology",
         "auto",
         choices=("auto", "ring", "direct", "halvingDoubling", "doubleBinaryTree"),
     )
     reduce_scatter: str = option(
-        "algorithm",
+        "algorithm of reduce_scatter in each dimension; auto takes what suits the topology",
         "auto",
         choices=("auto", "ring", "direct", "halvingDoubling", "doubleBinaryTree"),
     )
     all_to_all: str = option(
-        "algorithm",
+        "algorithm of all_to_all in each dimension; auto takes what suits the topology",
         "auto",
         choices=("auto", "ring", "direct", "halvingDoubling", "doubleBinaryTree"),
     )
@@ -1035,7 +1106,9 @@ class AstraBackend:
             "full_astrasim_flattened",
         ),
     )
-    collectives: CollectiveAlgorithms = option("algorithms", CollectiveAlgorithms())
+    collectives: CollectiveAlgorithms = option(
+        "algorithms of simulated collectives", CollectiveAlgorithms()
+    )
     simulator: str = option(
         "what simulates: the embedded simulator, the user's ASTRA-sim, or the latter if there is"
         " one, for what it can simulate",
@@ -1069,24 +1142,29 @@ class AstraBackend:
 @record(frozen=True)
 class ExecutionBackend:
     model: str = option("what times the network", "analytical", choices=("analytical", "astra"))
-    astra: AstraBackend = option("the astra backend", AstraBackend())
+    astra: AstraBackend = option("the network simulator of model: astra", AstraBackend())
 
 
 @record(frozen=True)
 class HardwareConfig:
     """A hardware file after loading. ``file`` is where it came from ("" if built in code)."""
 
-    sw_param: SoftwareParameters = option("software")
-    tech_param: TechnologyParameters = option("technology")
+    sw_param: SoftwareParameters = option(
+        "software: data types, kernels, launches, what the host takes, memory it keeps"
+    )
+    tech_param: TechnologyParameters = option(
+        "what the device and its links are made of, or what their data sheet says"
+    )
     area_breakdown: AreaBudget = option("area budget")
     power_breakdown: PowerBudget = option("power budget")
     perimeter_breakdown: PerimeterBudget = option("edge budget", PerimeterBudget())
-    system_hierarchy: SystemHierarchy = option("devices and nodes", SystemHierarchy())
-    network_topology: NetworkTopology = option("topologies", NetworkTopology())
+    manufacturing: Manufacturing = option("what making a device costs", Manufacturing())
+    system_hierarchy: SystemHierarchy = option("how many devices and nodes", SystemHierarchy())
+    network_topology: NetworkTopology = option("wiring of the networks", NetworkTopology())
     memory_hierarchy: MemoryHierarchy = option("memory levels, nearest first", MemoryHierarchy())
     scheduling_param: Parallelism = option("parallelism", Parallelism(), aliases=("parallelism",))
     execution_backend: ExecutionBackend = option(
-        "backend", ExecutionBackend(), aliases=("backend",)
+        "what times the network", ExecutionBackend(), aliases=("backend",)
     )
     name: str = option("name shown in results (default: the file's name)", "")
     aliases: tuple[str, ...] = option("other names that measured tables use", ())

@@ -14,6 +14,7 @@ import yaml
 
 from deepflow.config.hardware import (
     DTYPE_BYTES,
+    STORED_BYTES,
     TOPOLOGY_NAMES,
     HardwareConfig,
     NetworkArea,
@@ -542,6 +543,16 @@ def check_hardware(config: HardwareConfig) -> None:
             key="sw_param.precision",
             value=precision,
             allowed=str(DTYPE_BYTES[dtype]),
+        )
+    stored = config.sw_param.weight_dtype
+    if stored is not None and STORED_BYTES[stored] >= 1 > config.sw_param.operand_bytes:
+        raise ConfigError(
+            "has more bits than the products of sw_param.matrix_dtype"
+            f" = {config.sw_param.matrix_dtype}",
+            file=config.file,
+            key="sw_param.weight_dtype",
+            value=stored,
+            allowed="a type of as many bits or fewer, or null",
         )
     for place, part in (
         ("core", technology.core),

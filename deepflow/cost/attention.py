@@ -173,7 +173,9 @@ def attention_limits(
         if dtype not in rates:
             raise ConfigError(f"tech_param.core.precision_rates.{dtype} is missing")
         relative = rates[dtype] / (1.0 if software.dtype is None else rates[software.dtype])
-    peak = core.peak_flops * relative
+    # ``attention_flops`` knows the clock of long runs and the bundles that communicate.
+    peak = core.attention_flops / technology.attention_fraction(software.attention_library)
+    peak *= relative
     if peak <= 0:
         raise InfeasiblePoint("the core has no throughput")
     memory = hardware.accelerator.memory[-1]

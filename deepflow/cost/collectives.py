@@ -11,11 +11,15 @@ reduce_scatter are one pass, all_reduce is both):
 =================  =======================  ===================  ===========================
 algorithm          bytes within a node      bytes between nodes  steps within + between
 =================  =======================  ===================  ===========================
-ring               S (n-1)/n (k-1)/k        S (n-1)/n / k        (n - m) + (m - 1)
+ring in one node   S (n-1)/n                                     n - 1
+ring over several  S (n-1)/n (k-1)/k        S (n-1)/n / k        (n - m) + (m - 1)
 doubleBinaryTree   S (k-1)/k                S (m-1)/m / k        (k - 1) + log2 m
 halvingDoubling    S (k-1)/k                S (m-1)/m / k        log2 k + log2 m
 direct             S (k-1)/n                S (n-k)/n            1
 =================  =======================  ===================  ===========================
+
+Direct all_to_all waits twice: peers agree on their buffers first. Levels of halving and doubling
+follow each other, so their transfers add up.
 
 Rings pass through all ranks, one ring per adapter of a node (Patarasuk and Yuan, "Bandwidth
 optimal all-reduce algorithms", 2009). Trees are chains within nodes and pairs of binary trees

@@ -55,6 +55,7 @@ class MemoryUse:
 
     @property
     def total(self) -> float:
+        """Bytes of all parts."""
         kept = self.activations + self.logits + self.temporary
         return self.static + kept + self.allocator + self.reserved
 

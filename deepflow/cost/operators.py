@@ -8,8 +8,9 @@ kernel pays the launch overhead.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from operator import add, attrgetter
+from typing import NamedTuple
 
 from deepflow.config.hardware import SoftwareParameters
 from deepflow.cost.attention import attention_cost, attention_limits
@@ -28,6 +29,7 @@ from deepflow.workload.operators import (
     Gemm,
     GroupedGemm,
     Operator,
+    stays_wide,
 )
 
 # Conversions of narrow integers to 16 bits, per cycle and bundle (CUDA programming guide, table of
@@ -65,6 +67,7 @@ class Cost:
 
     @property
     def time(self) -> float:
+        """Seconds of all classes together; ``issue`` is not among them."""
         return (
             self.gemm
             + self.attention
@@ -101,7 +104,7 @@ _TIMES = COST_FIELDS.index("launch") + 1
 _AMOUNTS = attrgetter(*COST_FIELDS)
 
 # Class of the time in which a device waits for a group.
-_WAITING = {
+WAITING_CLASSES = {
     "context": "context_communication",
     "expert": "expert_communication",
     "data": "data_communication",
@@ -135,6 +138,28 @@ class OperatorCost:
                 return 1
 
 
+class ChainSpan(NamedTuple):
+    """What a device or a link does from ``start`` to ``end``, in seconds from a chain's beginning.
+
+    ``position``: of the operator in the chain. ``waits``: the device does nothing but wait for it;
+    ``launch`` of that time are its launches.
+    """
+
+    position: int
+    start: float
+    end: float
+    waits: bool
+    launch: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChainSpans:
+    """Where the time of a chain goes: on the device without gaps, and on links by their group."""
+
+    device: list[ChainSpan] = field(default_factory=list)
+    links: list[ChainSpan] = field(default_factory=list)
+
+
 def operator_cost(
     operator: Operator, hardware: Hardware, groups: Mapping[str, Group]
 ) -> OperatorCost:
@@ -148,7 +173,7 @@ def operator_cost(
             found = gemm_cost(
                 accelerator, operator.m, operator.k, operator.n, sizes, operator.batch, rate
             )
-            if operator.stored_bytes not in (None, software.precision):
+            if operator.stored_bytes is not None:
                 rows, weights = operator.m, operator.batch * operator.k * operator.n
                 widened = _widened_time(hardware, rows, weights, operator.flops, rate)
                 found = replace(found, time=max(found.time, widened))
@@ -166,7 +191,7 @@ def operator_cost(
                 sums_rows=operator.sums_rows,
             )
             time = grouped.time
-            if operator.stored_bytes not in (None, software.precision):
+            if operator.stored_bytes is not None:
                 matrices = min(operator.rows, operator.experts) * operator.k * operator.n
                 each = operator.rows / operator.experts
                 widened = _widened_time(hardware, each, matrices, operator.flops, rate)
@@ -221,7 +246,7 @@ def operator_cost(
                 launch=launch * launches,
                 intra_node_bytes=sent.intra_bytes * times,
                 inter_node_bytes=sent.inter_bytes * times,
-                **{_WAITING.get(operator.group, "communication"): waiting * times},
+                **{WAITING_CLASSES.get(operator.group, "communication"): waiting * times},
             )
             ranks = group.size if sent.time else 1
             return OperatorCost(
@@ -233,14 +258,13 @@ def formats(hardware: Hardware, operator: Gemm | GroupedGemm) -> tuple[float | E
     """Sizes of elements, and rate relative to that of the device's own type."""
     software = hardware.config.sw_param
     narrow = software.matrix_dtype
-    if operator.stored_bytes is not None:
-        own = software.precision
-        return ElementBytes(own, operator.stored_bytes, own), 1.0
-    if narrow is None or not (isinstance(operator, GroupedGemm) or operator.weight):
-        return software.precision, 1.0
+    stored, own = operator.stored_bytes, software.precision
+    weights = isinstance(operator, GroupedGemm) or operator.weight
+    if narrow is None or not weights or stays_wide(operator):
+        return own if stored is None else ElementBytes(own, stored, own), 1.0
     size = software.operand_bytes
     rate = hardware.config.tech_param.core.usable_rate(narrow, software.dtype)
-    return ElementBytes(size, size, software.precision), rate
+    return ElementBytes(size, size if stored is None else stored, own), rate
 
 
 def _widened_time(
@@ -334,34 +358,57 @@ def _issue_time(item: OperatorCost, software: SoftwareParameters) -> float:
     return time
 
 
-def _overlapped_times(costs: tuple[OperatorCost, ...]) -> list[float]:
-    """The times of ``Cost`` for a chain in which collectives run beside other operators."""
+def chain_spans(costs: Iterable[OperatorCost]) -> ChainSpans:
+    """When the operators of a chain run, by the rules of ``total``."""
+    spans = ChainSpans()
+    _overlapped_times(tuple(costs), spans)
+    return spans
+
+
+def _overlapped_times(
+    costs: tuple[OperatorCost, ...], spans: ChainSpans | None = None
+) -> list[float]:
+    """The times of ``Cost`` for a chain in which collectives run beside other operators.
+
+    ``spans``, if given, are filled with what runs when.
+    """
     times = [0.0] * _TIMES
     now = 0.0
     link_free: dict[str, float] = {}
-    # What runs beside: (position that waits for it, end, index of its class of time).
-    beside: list[tuple[int, float, int]] = []
+    # What runs beside: (position that waits for it, end, index of its class of time, its own).
+    beside: list[tuple[int, float, int, int]] = []
     for position, item in enumerate(costs):
         operator, spent = item.operator, _AMOUNTS(item.cost)[:_TIMES]
-        for waits, end, index in beside:
+        for waits, end, index, own in beside:
             if waits == position and end > now:
+                if spans is not None:
+                    spans.device.append(ChainSpan(own, now, end, True, 0.0))
                 times[index] += end - now
                 now = end
         if not isinstance(operator, Collective):
             times = [x + y for x, y in zip(times, spent, strict=True)]
+            if spans is not None:
+                taken = now + item.cost.time
+                spans.device.append(ChainSpan(position, now, taken, False, item.cost.launch))
             now += item.cost.time
             continue
-        index = COST_FIELDS.index(_WAITING.get(operator.group, "communication"))
+        index = COST_FIELDS.index(WAITING_CLASSES.get(operator.group, "communication"))
         end = max(now, link_free.get(operator.group, 0.0)) + item.cost.time
+        if spans is not None:
+            spans.links.append(ChainSpan(position, end - item.cost.time, end, False, 0.0))
         link_free[operator.group] = end
         if operator.beside:
-            beside.append((position + operator.beside + 1, end, index))
+            beside.append((position + operator.beside + 1, end, index, position))
         else:
+            if spans is not None:
+                spans.device.append(ChainSpan(position, now, end, True, item.cost.launch))
             times[index] += end - now - item.cost.launch
             times[_TIMES - 1] += item.cost.launch
             now = end
-    for waits, end, index in beside:
+    for waits, end, index, own in beside:
         if waits >= len(costs) and end > now:
+            if spans is not None:
+                spans.device.append(ChainSpan(own, now, end, True, 0.0))
             times[index] += end - now
             now = end
     return times

@@ -111,7 +111,7 @@ def parallel_links(hardware: Hardware) -> dict[str, tuple[float, float]]:
 
 
 def require(config: HardwareConfig, key: str, value: Value | None) -> Value:
-    """``value``, or an error that names the file, the dotted key and what would replace it."""
+    """``value``, or a ConfigError that names the file, the dotted key and what would replace it."""
     if value is None:
         part = key.rpartition(".")[0]
         stated = " and ".join(_STATED.get(part, ("size", "bandwidth")))
@@ -182,7 +182,8 @@ class _Supply:
         return voltage, self.clock(voltage) * throttle
 
     def metered(self, power: float) -> tuple[float, float]:
-        """(voltage, relative clock) of a link between devices; (0, 0) without power.
+        """(voltage, relative clock) of a link between devices, or of what ``pauses``; (0, 0)
+        without power.
 
         ``power`` is relative to nominal. Below the least voltage a link runs at that voltage
         and pauses: it sends what the power pays for at (least / nominal)^2 of the energy.
@@ -191,7 +192,8 @@ class _Supply:
             return 0.0, 0.0
         wanted = self.wanted_voltage(power)
         if wanted >= self.minimum:
-            return wanted, self.clock(wanted)
+            voltage = min(wanted, self.maximum)
+            return voltage, self.clock(voltage)
         return self.minimum, power * (self.nominal / self.minimum) ** 2
 
 
@@ -222,7 +224,7 @@ def _supply(
     nominal = require(config, key + "nominal_voltage", technology.nominal_voltage)
     threshold = require(config, key + "threshold_voltage", technology.threshold_voltage)
     margin = require(config, key + "margin_voltage", technology.margin_voltage)
-    maximum = technology.max_voltage if isinstance(technology, DramTechnology) else None
+    maximum = technology.max_voltage
     if nominal <= threshold:
         raise ConfigError(
             "the part does not switch at its nominal voltage",
@@ -250,7 +252,8 @@ def _operating_point(
     if fixed is None:
         clock = require(config, key + "nominal_frequency", technology.nominal_frequency)
         supply = _supply(config, key, technology)
-        voltage, relative = supply.throttled(power / nominal_power if nominal_power else 0.0)
+        spend = supply.metered if technology.pauses else supply.throttled
+        voltage, relative = spend(power / nominal_power if nominal_power else 0.0)
         return voltage, clock * relative
     voltages = (technology.nominal_voltage, technology.threshold_voltage, technology.margin_voltage)
     if None in voltages or not nominal_power or power <= 0:
@@ -522,7 +525,7 @@ def _link(config: HardwareConfig, network: str, directions: int) -> Link:
     nominal_power = energy * num_links * nominal_clock
     voltage, relative = supply.metered(power / nominal_power if nominal_power else 0.0)
     clock = nominal_clock * relative
-    peak = num_links * clock / (8 * directions)
+    peak = num_links * clock / (8 * (technology.directions or directions))
     return Link(
         bandwidth=peak * technology.util,
         latency=technology.latency,

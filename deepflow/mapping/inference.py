@@ -115,8 +115,8 @@ def numbers_of(hardware: Hardware) -> Numbers:
     return Numbers(
         software.precision,
         software.cached_bytes,
-        None if software.weight_dtype is None else software.weight_bytes,
-        software.matrix_dtype is not None,
+        software.weight_bytes if software.widens_weights else None,
+        software.dispatched_bytes,
         software.kernel_fusion,
     )
 

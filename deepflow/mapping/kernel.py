@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from deepflow.config.hardware import PARALLEL_DIMENSIONS, Parallelism
 from deepflow.errors import InfeasiblePoint
@@ -58,6 +59,7 @@ class KernelSplit:
 
     @property
     def ranks(self) -> int:
+        """Devices that share one product."""
         return self.kp1 * self.kp2
 
     @property
@@ -86,6 +88,15 @@ class KernelSplit:
         return ceil_div(k, self.kp1), ceil_div(n, self.kp2)
 
 
+class GroupPlace(NamedTuple):
+    """Which ranks a group consists of: ``size`` of them, ``stride`` apart, along a dimension of
+    ``PARALLEL_DIMENSIONS``."""
+
+    dimension: str
+    size: int
+    stride: int
+
+
 @record(frozen=True)
 class KernelMapping:
     """Splits of the layer types and the groups of ranks that talk to each other.
@@ -101,7 +112,26 @@ class KernelMapping:
 
     @property
     def num_devices(self) -> int:
+        """Devices that work, of all replicas and stages."""
         return self.kernel * self.pipeline * self.data
+
+    @property
+    def places(self) -> dict[str, GroupPlace]:
+        """Where the groups are, by their names."""
+        places = {
+            "data": GroupPlace("dp", self.data, self.kernel),
+            "pipeline": GroupPlace("lp", min(self.pipeline, 2), self.kernel * self.data),
+        }
+        for layer, split in self.splits.items():
+            places[f"{layer}.kp1"] = GroupPlace("kp1", split.kp1, 1)
+            places[f"{layer}.kp2"] = GroupPlace("kp2", split.kp2, split.kp1)
+        return places
+
+    @property
+    def degrees(self) -> tuple[int, int, int, int]:
+        """Those of the parallel dimensions; where layers are cut differently, of the widest."""
+        widest = max(self.splits.values(), key=lambda split: split.ranks)
+        return widest.kp1, widest.kp2, self.data, self.pipeline
 
 
 @record(frozen=True)
@@ -155,25 +185,35 @@ def map_kernels(
             f" not multiply to the {devices} devices ({system.num_nodes} nodes of"
             f" {system.num_devices_per_node}; system_hierarchy.num_nodes, num_devices_per_node)"
         )
-    seen = dict.fromkeys(PARALLEL_DIMENSIONS, hardware)
-    if system.layout != "none":
-        from deepflow.mapping.layout import Degrees, seen_by_dimension
+    mapping = KernelMapping(splits, {}, kernel, asked.pipeline, data)
+    return replace(mapping, groups=place_groups(seen_by_dimensions(hardware, mapping), mapping))
 
-        # Layers may be cut differently; the layout is that of the widest.
-        widest = max(splits.values(), key=lambda split: split.ranks)
-        degrees = Degrees(widest.kp1, widest.kp2, data, asked.pipeline)
-        seen = seen_by_dimension(hardware, degrees)
-    groups = {
-        "data": place_group(seen["dp"], "data", data, kernel, ("dp",)),
-        "pipeline": place_group(
-            seen["lp"], "pipeline", min(asked.pipeline, 2), kernel * data, ("lp",)
-        ),
-    }
-    for layer, split in splits.items():
-        for dimension, size, stride in (("kp1", split.kp1, 1), ("kp2", split.kp2, split.kp1)):
-            name = f"{layer}.{dimension}"
-            groups[name] = place_group(seen[dimension], name, size, stride, (dimension,))
-    return KernelMapping(splits, groups, kernel, asked.pipeline, data)
+
+def seen_by_dimensions(hardware: Hardware, mapping: KernelMapping) -> dict[str, Hardware]:
+    """The machine as each parallel dimension finds it with the file's layout, if it has one."""
+    if hardware.config.system_hierarchy.layout == "none":
+        return dict.fromkeys(PARALLEL_DIMENSIONS, hardware)
+    from deepflow.mapping.layout import Degrees, seen_by_dimension
+
+    return seen_by_dimension(hardware, Degrees(*mapping.degrees))
+
+
+def place_groups(seen: Mapping[str, Hardware], mapping: KernelMapping) -> dict[str, Group]:
+    """The groups at ``mapping.places``; ``seen``: the machine as each dimension finds it.
+
+    Raises:
+        InfeasiblePoint: a group has no network.
+    """
+    # Layers that are cut alike have the same groups.
+    placed: dict[GroupPlace, Group] = {}
+    groups = {}
+    for name, place in mapping.places.items():
+        if place not in placed:
+            dimension, size, stride = place
+            placed[place] = place_group(seen[dimension], name, size, stride, (dimension,))
+        group = placed[place]
+        groups[name] = group if group.name == name else replace(group, name=name)
+    return groups
 
 
 def _split(asked: Parallelism, layer: str) -> KernelSplit:

@@ -62,6 +62,7 @@ class Degrees(NamedTuple):
 
     @property
     def num_devices(self) -> int:
+        """Devices in the array of all dimensions."""
         return self.kp1 * self.kp2 * self.dp * self.lp
 
     def of(self, dimension: str) -> int:

@@ -54,10 +54,12 @@ class TrainingMapping:
 
     @property
     def num_devices(self) -> int:
+        """Devices of all dimensions; those of experts are among them."""
         return self.tensor * self.context * self.pipeline * self.data
 
     @property
     def sequence_parallel(self) -> bool:
+        """Whether norms and residuals are cut by token; one rank has nothing to cut."""
         return self.asked.sequence_parallel and self.tensor > 1
 
     @property
@@ -133,7 +135,10 @@ def training_groups(hardware: Hardware, model: LlmModel, data: int) -> dict[str,
 
         seen = seen_by_dimension(hardware, Degrees(tensor, 1, data, pipeline))
     replicas, per_node = context * data, system.num_devices_per_node
-    between_ends = tensor * replicas if system.num_nodes == 1 else per_node
+    stage = tensor * replicas
+    # The slowest hop sets the pace: one between nodes, if the stages are on several.
+    between_stages = stage if stage * pipeline <= per_node else max(stage, per_node)
+    between_ends = stage if system.num_nodes == 1 else per_node
     return {
         "tensor": place_group(seen["kp1"], "tensor", tensor, 1, ("kp1", "kp2")),
         "context": place_group(hardware, "context", context, tensor, ()),
@@ -142,9 +147,7 @@ def training_groups(hardware: Hardware, model: LlmModel, data: int) -> dict[str,
         "expert_data": place_group(
             seen["dp"], "expert_data", replicas // expert, tensor * expert, ("dp",)
         ),
-        "pipeline": place_group(
-            seen["lp"], "pipeline", min(pipeline, 2), tensor * replicas, ("lp",)
-        ),
+        "pipeline": place_group(seen["lp"], "pipeline", min(pipeline, 2), between_stages, ("lp",)),
         "embedding": place_group(seen["lp"], "embedding", min(pipeline, 2), between_ends, ("lp",)),
     }
 

@@ -52,6 +52,7 @@ class Parameters:
 
     @property
     def count(self) -> float:
+        """All parameters of one device."""
         return self.dense + self.experts
 
     def __add__(self, other: Parameters) -> Parameters:

@@ -44,6 +44,7 @@ class Trace:
 
 
 def lane_of(node: Node) -> int:
+    """The lane that a node occupies while it runs; receives have none of their own."""
     if node.kind == "RECV":
         return RECEIVE
     if node.is_cpu:

@@ -64,6 +64,10 @@ class Dimension:
         """ns from one position to another without contention: hops * latency + size / rate.
 
         Between leaves of an oversubscribed fat tree the rate is the fair share of the uplinks.
+        Rounded down to whole ns, as in ASTRA-sim's analytical backends (arXiv 2303.14006).
+
+        Raises:
+            NetworkError: both positions are the same.
         """
         if source == destination:
             raise NetworkError(f"rank {source} sends a message to itself")

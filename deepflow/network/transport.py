@@ -178,6 +178,7 @@ class DelayTransport(Transport):
     def transmit(
         self, source: int, destination: int, size: int, tag: int, sent: Notify | None = None
     ) -> None:
+        """As ``Transport.transmit``: it arrives after its delay, whatever else is under way."""
         queue = self.queue
         arrival = queue.now + self._delay(source, destination, size)
         queue.schedule(arrival, self.deliver, ((tag, source, destination, size), sent))
@@ -254,6 +255,7 @@ class QueueingTransport(Transport):
     def transmit(
         self, source: int, destination: int, size: int, tag: int, sent: Notify | None = None
     ) -> None:
+        """As ``Transport.transmit``: it queues at every link of its route."""
         content = ((tag, source, destination, size), sent)
         self._enter(Message(self._route(source, destination), size, self.deliver, content))
 

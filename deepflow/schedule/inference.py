@@ -60,11 +60,22 @@ from deepflow.workload.inference import (
     head_for,
     pass_blocks,
 )
-from deepflow.workload.operators import FP32, Attention, Block, Collective, Gemm, GroupedGemm
+from deepflow.workload.operators import (
+    FP32,
+    Attention,
+    Block,
+    Collective,
+    Cut,
+    Gemm,
+    GroupedGemm,
+    stays_wide,
+)
 
 # Contexts closer to each other than this are not told apart, where attention goes in steps.
 CONTEXT_STEP = 32
 SAME = 1e-9
+# More at once is as good as no limit.
+MOST_SEQUENCES = 2**40
 
 NOTHING = Cost()
 
@@ -101,8 +112,42 @@ class ServingMemory:
 
     @property
     def total(self) -> float:
+        """Bytes of all parts."""
         used = self.weights + self.cache + self.activations + self.logits + self.buffers
         return used + self.allocator + self.reserved
+
+
+@record(frozen=True)
+class Phases:
+    """What a request goes through, in this order; seconds that add up to its ``end_to_end``.
+
+    ``before_turn``: others have their answers first; ``queue``: their prompts come first; ``host``
+    before the first token; ``prompt``: its own batch; ``others``: batches of others, beside which
+    nobody generates (where other replicas do they are no part of the sum); ``waiting`` for replicas
+    that only process prompts; ``handover`` of the cache; ``generation``: of ``steps``. ``riding``:
+    what steps of others add to each pass over prompts.
+    """
+
+    before_turn: float
+    queue: float
+    host: float
+    prompt: float
+    others: float
+    waiting: float
+    handover: float
+    generation: float
+    steps: float
+    riding: Cost
+
+
+@record(frozen=True)
+class _ServedStage:
+    """Bytes on a device of a stage; ``positions``: rows of logits for each sequence in a pass."""
+
+    weights: float
+    cache_of_sequence: float
+    logits_of_row: float
+    positions: int
 
 
 @record(frozen=True)
@@ -135,10 +180,12 @@ class InferenceRun:
     end_to_end: float
     everything: Cost
     memory: ServingMemory
+    phases: Phases
     turns: float = 1.0
 
     @property
     def devices(self) -> int:
+        """Devices of all replicas, whatever they do."""
         return self.mapping.layout.num_devices
 
 
@@ -156,13 +203,12 @@ def run_inference(hardware: Hardware, model: LlmModel) -> InferenceRun:
         model = replace(model, expert_imbalance=1.0)
     numbers = numbers_of(hardware)
     new = max(1, model.prompt_tokens - int(model.cached_prompt * model.prompt_tokens))
-    at_once = max(1, min(mapping.prompts, software.max_batched_tokens // new))
     rate = model.request_rate
+    at_once = max(1, software.max_batched_tokens // new)
     if mapping.disaggregated or rate is not None:
         # A steady stream: a prompt that is alone need not wait for others to fill a batch.
         at_once = 1
-    batches = -(-mapping.prompts // at_once)
-    batch_prompts = -(-mapping.prompts // batches)
+    batches, batch_prompts = _batched(mapping.prompts, at_once)
     pieces = -(-new // software.max_batched_tokens)
     queries = -(-new // pieces)
     generated = {
@@ -196,8 +242,10 @@ def run_inference(hardware: Hardware, model: LlmModel) -> InferenceRun:
     of_stage = max(prompt.stages) + along.time / layout.pipeline
     own = prompt.latency + along.time + (pieces - 1) * of_stage
     first = software.host_time_per_request + own + host
+    queue = 0.0
     if rate is not None:
-        first += _queue(rate * own / mapping.prompting, own)
+        queue = _queue(rate * own / mapping.prompting, own)
+        first += queue
     others = (batches - 1) * pieces * of_stage
     handover = NOTHING
     if mapping.disaggregated:
@@ -234,8 +282,26 @@ def run_inference(hardware: Hardware, model: LlmModel) -> InferenceRun:
         (prompt.cost + along) * (batches * pieces * mapping.prompting * ranks)
         + step.cost * (alone * mapping.groups * mapping.generating * ranks)
         + handover * (mapping.prompts * mapping.prompting * ranks * layout.pipeline),
-        _memory(hardware, model, mapping, numbers, prompt, shards),
+        _memory(hardware, model, mapping, numbers, prompt, at_once, shards),
+        Phases(
+            0.0,
+            queue,
+            software.host_time_per_request + host,
+            own,
+            others,
+            max(0.0, end_to_end - first - generation) if mapping.disaggregated else 0.0,
+            handover.time,
+            alone * step_time,
+            alone,
+            along,
+        ),
     )
+
+
+def _batched(prompts: int, at_once: int) -> tuple[int, int]:
+    """How many batches ``prompts`` make with ``at_once`` at most, and prompts in each."""
+    batches = -(-prompts // at_once)
+    return batches, -(-prompts // batches)
 
 
 def time_per_output_token(run: InferenceRun, model: LlmModel) -> float | None:
@@ -341,6 +407,7 @@ def _in_turns(run: InferenceRun, turns: float) -> InferenceRun:
         end_to_end=run.end_to_end + waiting,
         everything=run.everything * turns,
         waited=run.waited * turns,
+        phases=replace(run.phases, before_turn=waiting),
         turns=turns,
     )
 
@@ -671,9 +738,13 @@ def _memory(
     mapping: InferenceMapping,
     numbers: Numbers,
     prompt: PassCosts,
+    at_once: int,
     shards: Mapping[str, Block],
 ) -> ServingMemory:
-    """Memory of the fullest stage's devices when all sequences have reached their full length."""
+    """Memory of the fullest stage's devices when all sequences have reached their full length.
+
+    ``prompt``: a pass, over as many prompts of ``at_once`` at most as ``_batched`` says.
+    """
     software, layout = hardware.config.sw_param, mapping.layout
     tokens = _held_tokens(model.prompt_tokens + model.output_len, model)
     block = software.kv_block_tokens
@@ -703,37 +774,78 @@ def _memory(
         weights = sum(weights_of[name] * count for name, count in counts.items())
         if EMBEDDING in counts and HEAD in counts and model.tie_embeddings:
             weights -= weights_of[HEAD]
-        logits = 0.0
         if HEAD in counts and model.draft_len:
             # The draft lives where its layers are run.
             layers += model.draft_layers
             weights += model.draft_layers * weights_of[layer_names(shards)[-1]] + weights_of[HEAD]
-        if HEAD in counts:
-            rows = mapping.group_sequences * (model.draft_len + 1)
-            logits = rows * model.vocab_size * (numbers.activation + FP32)
-        each = layers * of_layer
-        cache = mapping.sequences * each
-        activations = (largest + 2 * boundary) * numbers.activation
-        unused = cache * (1 / software.cache_memory_share - 1)
-        buffers = 2 * boundary * numbers.activation if layout.tensor * layout.pipeline > 1 else 0.0
-        fixed = weights + activations + logits + buffers
-        usable = (capacity - software.reserved_memory) / (1 + software.allocator_overhead)
-        room = software.cache_memory_share * max(0.0, usable - fixed)
-        most = int(room // each) if each else mapping.sequences
-        found.append(
-            ServingMemory(
-                weights,
-                cache,
-                activations,
-                logits,
-                buffers,
-                software.allocator_overhead * (fixed + cache + unused) + unused,
-                software.reserved_memory,
-                most * mapping.generating,
-            )
+        of_row = model.vocab_size * (numbers.activation + FP32) if HEAD in counts else 0.0
+        found.append(_ServedStage(weights, layers * of_layer, of_row, model.draft_len + 1))
+
+    _, batch_prompts = _batched(mapping.prompts, at_once)
+    activations = (largest + 2 * boundary) * numbers.activation
+    buffers = 2 * boundary * numbers.activation if layout.tensor * layout.pipeline > 1 else 0.0
+
+    def used(stage: _ServedStage, sequences: int) -> tuple[float, float, float, float]:
+        """Activations, buffers, logits and cache with so many sequences in a replica."""
+        prompts = -(-sequences * mapping.generating // mapping.prompting)
+        passed = _batched(prompts, at_once)[1] / batch_prompts
+        rows = -(-sequences // min(layout.pipeline, sequences)) * stage.positions
+        return (
+            activations * passed,
+            buffers * passed,
+            rows * stage.logits_of_row,
+            sequences * stage.cache_of_sequence,
         )
-    fullest = max(found, key=lambda memory: memory.total)
-    return replace(fullest, largest_batch=min(memory.largest_batch for memory in found))
+
+    def room(stage: _ServedStage, sequences: int) -> float:
+        """Bytes for the cache beside everything else."""
+        usable = (capacity - software.reserved_memory) / (1 + software.allocator_overhead)
+        beside = stage.weights + sum(used(stage, sequences)[:3])
+        return software.cache_memory_share * (usable - beside)
+
+    def fits(sequences: int) -> bool:
+        return all(sequences * stage.cache_of_sequence <= room(stage, sequences) for stage in found)
+
+    def memory_of(stage: _ServedStage) -> ServingMemory:
+        moving, buffered, logits, cache = used(stage, mapping.sequences)
+        unused = cache * (1 / software.cache_memory_share - 1)
+        fixed = stage.weights + moving + logits + buffered
+        return ServingMemory(
+            stage.weights,
+            cache,
+            moving,
+            logits,
+            buffered,
+            software.allocator_overhead * (fixed + cache + unused) + unused,
+            software.reserved_memory,
+            mapping.generating * most,
+        )
+
+    # With activations as now the cache fills the room. They grow with sequences, so that is near.
+    guess = min(
+        (
+            room(stage, mapping.sequences) / stage.cache_of_sequence
+            for stage in found
+            if stage.cache_of_sequence
+        ),
+        default=float(mapping.sequences),
+    )
+    most = _largest_that(fits, max(1, int(guess)))
+    return max(map(memory_of, found), key=lambda memory: memory.total)
+
+
+def _largest_that(fits: Callable[[int], bool], guess: int) -> int:
+    """The largest number that ``fits``, 0 if none does; ``guess``: about that."""
+    low, high, step = 0, guess, 1
+    while high < MOST_SEQUENCES and fits(high):
+        low, high, step = high, high + step, 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _weights(hardware: Hardware, numbers: Numbers, shards: Mapping[str, Block]) -> dict[str, float]:
@@ -742,6 +854,15 @@ def _weights(hardware: Hardware, numbers: Numbers, shards: Mapping[str, Block]) 
     sizes = {}
     for name, shard in shards.items():
         each = numbers.activation if name in (EMBEDDING, HEAD) else stored
-        sizes[name] = (shard.parameters + shard.expert_parameters) * each
-        sizes[name] += shard.replicated_parameters * numbers.activation
+        # Matrices that every rank has whole are stored like others, norms and the router are not.
+        whole = sum(
+            item.k * item.n
+            for item in shard.operators
+            if isinstance(item, Gemm)
+            and item.weight
+            and item.cut is Cut.SEQUENCE
+            and not stays_wide(item)
+        )
+        sizes[name] = (shard.parameters + shard.expert_parameters + whole) * each
+        sizes[name] += (shard.replicated_parameters - whole) * numbers.activation
     return sizes

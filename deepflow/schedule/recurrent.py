@@ -12,21 +12,22 @@ slower by getting faster hardware: list scheduling, first ready first served, ha
 anomalies (Graham, 1969), in stages of three layers of up to two per cent.
 
 Stages can therefore be scheduled one after another: each serves, step by step, what those
-before it in the pass hand on. ``events.py`` executes the last step, with reductions and updates.
+before it in the pass hand on. Times may be arrays, of one number for each of several devices on
+which the same work is done (``deepflow/batch/recurrent.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from deepflow.config.model import LstmModel
+from deepflow.cost.elementwise import larger
 from deepflow.cost.memory import MemoryUse, memory_use
 from deepflow.cost.operators import Cost, OperatorCost, block_costs, operator_cost, total
 from deepflow.errors import InfeasiblePoint
@@ -45,7 +46,6 @@ from deepflow.mapping.kernel import (
     shard_softmax,
 )
 from deepflow.record import record
-from deepflow.schedule.events import EventGraph
 from deepflow.schedule.simulated import (
     FLATTENED,
     chain_items,
@@ -70,8 +70,6 @@ MOST_CELLS = 2_000_000
 EMBEDDING, HIDDEN, OUTPUT = 0, 1, 2
 # Kinds of tasks: one per part for its pass, reduction and update.
 _PASS, _REDUCTION, _UPDATE = 0, 3, 6
-# Resources of a stage.
-DEVICE, REPLICA_LINK = 0, 1
 
 
 @record(frozen=True)
@@ -90,6 +88,8 @@ class RecurrentRun:
 
     ``layers`` by name (embedding, hidden, projection if there is one, softmax);
     ``stage_layers[s]`` recurrent layers run on stage s; ``batch`` sequences on each replica.
+    ``passes``: forward and backward, by stage; ``costs`` of what a part does (forward, backward:
+    per time step; reduction, update), by part; ``hops``: transfers of both passes.
     ``simulated_time``: that of the step where the whole machine is simulated; the times of both
     passes are then still those of the schedule.
     """
@@ -101,10 +101,14 @@ class RecurrentRun:
     stages: tuple[StageResult, ...]
     forward_time: float
     backward_time: float
+    passes: tuple[tuple[StagePass, ...], ...]
+    costs: dict[str, list[Cost]]
+    hops: tuple[Cost, ...]
     simulated_time: float | None = None
 
     @property
     def time(self) -> float:
+        """Seconds of the step."""
         if self.simulated_time is not None:
             return self.simulated_time
         return self.forward_time + self.backward_time
@@ -116,21 +120,11 @@ class RecurrentRun:
 
 
 @record(frozen=True)
-class LastStep:
-    """The tasks of a stage's last step in a pass: cells, reductions, updates, one of each per
-    position; no reductions and updates in the forward pass."""
-
-    graph: EventGraph
-    last_cell: int
-    updates: tuple[int, ...]
-
-
-@record(frozen=True)
 class StagePass:
     """One stage in one pass, in seconds from the beginning of the pass.
 
-    ``passed_on``: when the device is through with each step. ``exposed``: how long it then waits
-    for weight gradients. ``end``: when all is done.
+    ``passed_on``: when the device is through with each step, along the last axis. ``exposed``: how
+    long it then waits for weight gradients. ``end``: when all is done.
     """
 
     passed_on: Times
@@ -138,8 +132,56 @@ class StagePass:
     end: float
 
 
+@record(frozen=True)
+class RecurrentWork:
+    """What a training step consists of, whatever the rates of the device that does it.
+
+    ``batch`` sequences on each replica, ``stage_layers`` as in ``RecurrentRun``, ``blocks`` that a
+    rank runs of each layer. ``messages``: bytes that it passes on between stages per time step,
+    activations and gradients.
+    """
+
+    mapping: KernelMapping
+    batch: int
+    stage_layers: tuple[int, ...]
+    blocks: dict[str, RankBlocks]
+    messages: tuple[float, float]
+
+    @property
+    def chains(self) -> list[Block]:
+        """Forward and backward pass, reduction and update of each layer, one after the other."""
+        return [
+            block
+            for blocks in self.blocks.values()
+            for block in (blocks.forward, blocks.backward, blocks.reduction, blocks.update)
+        ]
+
+    @property
+    def hops(self) -> list[Collective]:
+        """Transfers to the next stage, of activations and of gradients."""
+        return [
+            Collective("stage_transfer", "send", "pipeline", message) for message in self.messages
+        ]
+
+
 def run_recurrent(hardware: Hardware, model: LstmModel) -> RecurrentRun:
     """Costs and schedules one training step.
+
+    Raises:
+        InfeasiblePoint: degrees, layers or networks do not fit together.
+    """
+    work = recurrent_work(hardware, model)
+    groups = {**work.mapping.groups, "host": host_group(hardware)}
+    chains = block_costs(work.chains, hardware, groups)
+    hops = [operator_cost(hop, hardware, groups).cost for hop in work.hops]
+    run = put_together(hardware, model, work, chains, hops)
+    if simulated_mode(hardware) != FLATTENED or work.mapping.num_devices == 1:
+        return run
+    return replace(run, simulated_time=_simulated_time(hardware, model, run, work.messages))
+
+
+def recurrent_work(hardware: Hardware, model: LstmModel) -> RecurrentWork:
+    """What the ranks of ``hardware`` do in a training step.
 
     Raises:
         InfeasiblePoint: degrees, layers or networks do not fit together.
@@ -153,34 +195,16 @@ def run_recurrent(hardware: Hardware, model: LstmModel) -> RecurrentRun:
             f"model.num_layers {model.num_layers} x seq_len {model.seq_len} is above {MOST_CELLS}"
             " cells, too many to schedule"
         )
-    groups = dict(mapping.groups)
-    host_bandwidth = hardware.config.sw_param.h2d_bandwidth
-    from_host = host_bandwidth is not None and host_bandwidth > 0
-    groups["host"] = Group(
-        "host", 2 if from_host else 1, 1, 2, 0.0, 0.0, host_bandwidth or 0.0, 0.0
-    )
-    by_layer = rank_blocks(hardware, model, mapping, batch)
-    every = [
-        block
-        for blocks in by_layer.values()
-        for block in (blocks.forward, blocks.backward, blocks.reduction, blocks.update)
-    ]
-    costs = iter(block_costs(every, hardware, groups))
-    layers = {
-        name: LayerCosts(_host_copies(next(costs)), next(costs), next(costs), next(costs))
-        for name in by_layer
-    }
+    blocks = rank_blocks(hardware, model, mapping, batch)
     messages = _messages(hardware, model, mapping, batch)
-    hops = [
-        operator_cost(
-            Collective("stage_transfer", "send", "pipeline", message), hardware, groups
-        ).cost
-        for message in messages
-    ]
-    run = _schedule(hardware, model, mapping, batch, stage_layers, layers, hops)
-    if simulated_mode(hardware) != FLATTENED or mapping.num_devices == 1:
-        return run
-    return replace(run, simulated_time=_simulated_time(hardware, model, run, messages))
+    return RecurrentWork(mapping, batch, stage_layers, blocks, messages)
+
+
+def host_group(hardware: Hardware) -> Group:
+    """The device and its host, if there is a link between them; else the device alone."""
+    bandwidth = hardware.config.sw_param.h2d_bandwidth
+    size = 2 if bandwidth is not None and bandwidth > 0 else 1
+    return Group("host", size, 1, 2, 0.0, 0.0, bandwidth or 0.0, 0.0)
 
 
 def place_layers(num_layers: int, stages: int) -> tuple[int, ...]:
@@ -294,88 +318,108 @@ def _host_copies(costs: tuple[OperatorCost, ...]) -> tuple[OperatorCost, ...]:
     )
 
 
-# --- The event graph ------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1024)
-def last_step(parts: tuple[int, ...], is_backward: bool) -> LastStep:
-    """A stage's ``parts``, in the order of the pass, one step, and what follows it.
-
-    Each part's gradient is reduced as soon as its cell has ended, one at a time; weights are
-    updated after the last cell.
-    """
-    graph = EventGraph()
-    cells = [graph.node(_PASS + part, DEVICE) for part in parts]
-    for before, after in pairwise(cells):
-        graph.edge(before, after)
-    updates = []
-    for part, cell in zip(parts, cells, strict=True):
-        if is_backward:
-            updates.append(graph.node(_UPDATE + part, DEVICE))
-            graph.edge(cell, updates[-1], _REDUCTION + part, REPLICA_LINK)
-            if cell != cells[-1]:
-                graph.edge(cells[-1], updates[-1])
-    return LastStep(graph, cells[-1], tuple(updates))
+# --- The schedule ---------------------------------------------------------------------------
 
 
 def run_pass(
     stage_layers: tuple[int, ...],
     steps: int,
-    durations: Sequence[float],
-    hop: float,
+    durations: Sequence[Any],
+    hop: Any,
     *,
     is_backward: bool,
 ) -> tuple[StagePass, ...]:
     """One pass through all stages, in their order. ``durations`` of the kinds and ``hop`` in s.
 
-    Stages pass their results on in the order of the steps, one at a time on each link.
+    Stages pass their results on in the order of the steps, one at a time on each link. In the last
+    step of a backward pass each part's gradient is reduced as soon as its cell has ended, one at a
+    time; weights are updated after the last cell, in the same order.
     """
     last = len(stage_layers) - 1
     done: list[StagePass] = []
-    arrivals = np.zeros(steps)
+    arrivals: Times = np.zeros(steps)
     for stage in range(last, -1, -1) if is_backward else range(last + 1):
-        parts = _parts_of(stage, stage_layers)
+        parts = parts_of(stage, stage_layers)
         if is_backward:
             parts.reverse()
         passed_on = in_turn(arrivals, sum(durations[_PASS + part] for part in parts))
-        step = last_step(tuple(parts), is_backward)
-        timeline = step.graph.run(durations)
-        after = timeline.time - timeline.ends[step.last_cell]
-        working = sum(timeline.ends[task] - timeline.starts[task] for task in step.updates)
-        done.append(StagePass(passed_on, max(0.0, after - working), float(passed_on[-1]) + after))
+        exposed: Any = 0.0
+        end: Any = passed_on[..., -1] if passed_on.ndim > 1 else float(passed_on[-1])
+        if is_backward:
+            after, working = after_cells(parts, durations)
+            exposed, end = larger(0.0, after - working), end + after
+        done.append(StagePass(passed_on, exposed, end))
         arrivals = in_turn(passed_on, hop)
     return tuple(reversed(done) if is_backward else done)
 
 
-def _parts_of(stage: int, stage_layers: Sequence[int]) -> list[int]:
+def after_cells(
+    parts: Sequence[int],
+    durations: Sequence[Any],
+    spans: list[tuple[str, int, Any, Any]] | None = None,
+) -> tuple[Any, Any]:
+    """(seconds from the end of a stage's last cell to that of its last update, in updates).
+
+    ``spans``, if given, is filled with (reduction or update, part, start, end), in seconds from the
+    beginning of the stage's last step.
+    """
+    cell = reduced = updated = working = 0.0
+    reductions = []
+    for part in parts:
+        cell = cell + durations[_PASS + part]
+        reduced = larger(cell, reduced) + durations[_REDUCTION + part]
+        reductions.append(reduced)
+        if spans is not None:
+            spans.append(("reduction", part, reduced - durations[_REDUCTION + part], reduced))
+    updated = cell
+    for part, reduced in zip(parts, reductions, strict=True):
+        start = larger(reduced, updated)
+        updated = start + durations[_UPDATE + part]
+        working = working + (updated - start)
+        if spans is not None:
+            spans.append(("update", part, start, updated))
+    return updated - cell, working
+
+
+def parts_of(stage: int, stage_layers: Sequence[int]) -> list[int]:
     """What a stage holds, in the order of the forward pass."""
     parts = [EMBEDDING] * (stage == 0)
     return parts + [HIDDEN] * stage_layers[stage] + [OUTPUT] * (stage == len(stage_layers) - 1)
 
 
-def in_turn(arrivals: Times, duration: float) -> Times:
+def in_turn(arrivals: Times, duration: Any) -> Times:
     """Ends of tasks of one ``duration`` on one resource that serves them as they arrive, in s.
 
+    Tasks are along the last axis, durations along those before it, if any.
     ``end[k] = max(arrival[k], end[k-1]) + duration``: the latest of all starts so far, each
     followed by the tasks after it without a gap.
     """
-    before = duration * np.arange(arrivals.size)
-    latest: Times = np.maximum.accumulate(arrivals - before)
-    return latest + before + duration
+    duration = np.asarray(duration)[..., None]
+    before = duration * np.arange(arrivals.shape[-1])
+    latest: Times = np.maximum.accumulate(arrivals - before, axis=-1)
+    ends: Times = latest + before + duration
+    return ends
 
 
-def _schedule(
+def put_together(
     hardware: Hardware,
     model: LstmModel,
-    mapping: KernelMapping,
-    batch: int,
-    stage_layers: tuple[int, ...],
-    layers: dict[str, LayerCosts],
-    hops: list[Cost],
+    work: RecurrentWork,
+    chains: Sequence[tuple[OperatorCost, ...]],
+    hops: Sequence[Cost],
 ) -> RecurrentRun:
+    """The step from the costs of ``work.chains`` and ``work.hops``."""
+    mapping, batch, stage_layers = work.mapping, work.batch, work.stage_layers
+    costs_of = iter(chains)
+    layers = {
+        name: LayerCosts(
+            _host_copies(next(costs_of)), next(costs_of), next(costs_of), next(costs_of)
+        )
+        for name in work.blocks
+    }
 
     def cost(part: int, what: str) -> Cost:
-        chain = _operators(layers, part, what)
+        chain = operators_of(layers, part, what)
         if what in ("forward", "backward"):
             return chain_total(chain, hardware, mapping.groups)
         return total(chain)
@@ -421,17 +465,24 @@ def _schedule(
                 memory,
             )
         )
+    forward_time, backward_time = (
+        reduce(larger, [stage.end for stage in one_pass]) for one_pass in passes
+    )
     return RecurrentRun(
         mapping,
         batch,
         stage_layers,
         layers,
         tuple(results),
-        *(max(stage.end for stage in one_pass) for one_pass in passes),
+        forward_time,
+        backward_time,
+        tuple(passes),
+        costs,
+        tuple(hops),
     )
 
 
-def _operators(layers: dict[str, LayerCosts], part: int, what: str) -> tuple[OperatorCost, ...]:
+def operators_of(layers: dict[str, LayerCosts], part: int, what: str) -> tuple[OperatorCost, ...]:
     """All operators of a part: its forward or backward pass, reduction or update."""
     names = {
         EMBEDDING: ["embedding"],
@@ -469,7 +520,7 @@ def _simulated_time(
     operations = Operations()
 
     def template(parts: Sequence[int], what: str) -> Template:
-        costs = [item for part in parts for item in _operators(run.layers, part, what)]
+        costs = [item for part in parts for item in operators_of(run.layers, part, what)]
         items = (link_items if what == "reduction" else chain_items)(costs, hardware)
         return TraceBuilder(operations).template([items], machine.phases)
 
@@ -477,7 +528,7 @@ def _simulated_time(
     last = stages - 1
     traces: list[Program] = []
     for stage in range(stages):
-        parts = _parts_of(stage, run.stage_layers)
+        parts = parts_of(stage, run.stage_layers)
         step_forward = template(parts, "forward")
         step_backward = template(parts[::-1], "backward")
         nodes = len(step_forward.program.what) + len(step_backward.program.what)

@@ -139,7 +139,10 @@ class TrainingRun:
     """Everything known about one training step. Times in seconds.
 
     ``ends`` of tasks are those of the schedule; where the pipeline is simulated, ``time`` is what
-    the simulation says and has the waiting for busy links as well.
+    the simulation says and has the waiting for busy links as well. ``parts``: passes by the content
+    of a part; ``received``: what a part does with what it got from another; ``hop``: a transfer;
+    ``kept``: bytes that each part of each stage keeps of one microbatch; ``updates``: the update of
+    each stage.
     """
 
     mapping: TrainingMapping
@@ -151,6 +154,11 @@ class TrainingRun:
     durations: tuple[float, ...]
     ends: tuple[float, ...]
     time: float
+    parts: Mapping[tuple[str, ...], PartCosts]
+    received: tuple[OperatorCost, ...]
+    hop: OperatorCost
+    kept: tuple[tuple[float, ...], ...]
+    updates: tuple[tuple[OperatorCost, ...], ...]
 
     @property
     def bottleneck(self) -> int:
@@ -208,7 +216,8 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
     step = training_step(hardware, model, mapping)
     segments = segment_costs(hardware, mapping, step)
     held = {name: segment_memory(mapping, step, name) for name in step.segments}
-    hop = operator_cost(step.hop, hardware, mapping.groups).cost
+    transfer = operator_cost(step.hop, hardware, mapping.groups)
+    hop = transfer.cost
     received = block_cost(step.received, hardware, mapping.groups)
     of_content = {
         content: part_costs(
@@ -293,6 +302,11 @@ def run_training(hardware: Hardware, model: LlmModel) -> TrainingRun:
         tuple(durations),
         tuple(ends),
         time,
+        of_content,
+        received,
+        transfer,
+        tuple(with_parts[parts].weights for parts in stage_parts),
+        tuple(with_parts[parts].update_operators for parts in stage_parts),
     )
 
 
@@ -602,19 +616,11 @@ def part_costs(
         cost += Cost(launch=larger(0.0, cost.issue - cost.time - ahead))
         compute, time = cost.time, 0.0
         if each_pass:
-            costs = [segments[segment] for segment in names]
             after_recomputing = gathers and name != "forward_total"
             time = pass_time(
-                [
-                    PassSegment(
-                        item.gather_total.time if gathers else 0.0,
-                        getattr(item, name).time,
-                        item.reduction_total.time if reduces else 0.0,
-                        item.forward_total.time,
-                        item.again if after_recomputing else 0.0,
-                    )
-                    for item in costs
-                ],
+                pass_segments(
+                    [segments[segment] for segment in names], name, gathers=gathers, reduces=reduces
+                ),
                 prefetch=mapping.asked.overlap_parameter_gather,
             )
             if gathers:
@@ -641,6 +647,26 @@ def part_costs(
     before = summed("forward_total") if len(mapping.parts) == 1 else NOTHING
     backward = complete("backward_total", reversed(content), reduces=True, before=before)
     return PartCosts(forward, backward + gradients, NOTHING, NOTHING)
+
+
+def pass_segments(
+    costs: Iterable[SegmentCosts], name: str, *, gathers: bool, reduces: bool
+) -> list[PassSegment]:
+    """What segments do in a pass, of which the sum ``name`` of ``SegmentCosts`` holds the work.
+
+    ``gathers``: weights come in before it; ``reduces``: gradients go out after it.
+    """
+    after_recomputing = gathers and name != "forward_total"
+    return [
+        PassSegment(
+            item.gather_total.time if gathers else 0.0,
+            getattr(item, name).time,
+            item.reduction_total.time if reduces else 0.0,
+            item.forward_total.time,
+            item.again if after_recomputing else 0.0,
+        )
+        for item in costs
+    ]
 
 
 def _stage_costs(

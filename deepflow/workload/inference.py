@@ -28,6 +28,7 @@ from deepflow.workload.operators import (
     Gemm,
     GroupedGemm,
     Operator,
+    stays_wide,
 )
 from deepflow.workload.transformer import TransformerBlocks, transformer_blocks
 
@@ -36,23 +37,20 @@ SAMPLING_KERNELS = 3
 # Queries, of all heads that share keys, for which kernels of generation read them once: the largest
 # group that TensorRT-LLM's take.
 QUERIES_PER_READ = 32
-# What keeps 16 bits where other weights are stored or multiplied in fewer: checkpoints of TensorRT
-# Model Optimizer and LLM Compressor leave it out.
-FULL_PRECISION = ("vocabulary_projection", "expert_router")
 
 
 @record(frozen=True)
 class Numbers:
     """Bytes of an element of activations, cached keys and values, and stored weights.
 
-    ``weight``: None where weights are multiplied as they are stored. ``narrow_products``: these are
-    of a type narrower than activations. ``fusion`` as ``sw_param.kernel_fusion``.
+    ``weight``: None where weights are multiplied as they are stored. ``dispatched``: of activations
+    on their way to experts. ``fusion`` as ``sw_param.kernel_fusion``.
     """
 
     activation: float
     cached: float
     weight: float | None
-    narrow_products: bool
+    dispatched: float
     fusion: str
 
 
@@ -89,6 +87,7 @@ def pass_blocks(
         numbers.fusion,
         context=1 if generates else context,
         context_method=context_method,
+        dispatched=numbers.dispatched,
     )
     layers = {
         kind: _layer(block, model, numbers, sequences, queries, keys, generates, context)
@@ -189,11 +188,9 @@ def _of_heads(name: str, model: LlmModel, tokens: int, inner: int, outer: int) -
 
 
 def _stored(operator: Gemm | GroupedGemm, numbers: Numbers) -> Gemm | GroupedGemm:
-    if operator.name in FULL_PRECISION:
-        if not numbers.narrow_products:
-            return operator
-        return replace(operator, stored_bytes=numbers.activation)
-    if numbers.weight is None or (isinstance(operator, Gemm) and not operator.weight):
+    if numbers.weight is None or stays_wide(operator):
+        return operator
+    if isinstance(operator, Gemm) and not operator.weight:
         return operator
     return replace(operator, stored_bytes=numbers.weight)
 

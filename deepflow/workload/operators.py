@@ -26,10 +26,16 @@ FP32 = 4  # bytes
 FORWARD_PASSES, BACKWARD_PASSES = 2, 5
 
 # How the backward pass's products are named; nothing waits for the gradients of weights.
+# What keeps 16 bits where other weights are stored or multiplied in fewer: checkpoints of TensorRT
+# Model Optimizer and LLM Compressor leave it out, and so does the training of DeepSeek-V3 (arXiv
+# 2412.19437, 3.3.1).
+_WIDE = ("vocabulary_projection", "expert_router")
 INPUT_GRADIENT, WEIGHT_GRADIENT = "input_gradient", "weight_gradient"
 
 
 class Cut(Enum):
+    """How tensor parallelism may cut an operator; the module's docstring says what each means."""
+
     COLUMN = "column"
     ROW = "row"
     FEATURE = "feature"
@@ -55,6 +61,7 @@ class Gemm:
 
     @property
     def flops(self) -> float:
+        """FLOP of all products: a multiplication and an addition per term of a sum."""
         return 2.0 * self.batch * self.m * self.k * self.n
 
 
@@ -79,6 +86,7 @@ class GroupedGemm:
 
     @property
     def flops(self) -> float:
+        """FLOP for the rows of all experts, without padding."""
         return 2.0 * self.rows * self.k * self.n
 
 
@@ -225,6 +233,11 @@ class Block:
     saved_sequence: float = 0.0
     saved_feature: float = 0.0
     recomputable: tuple[Recomputable, ...] = ()
+
+
+def stays_wide(operator: Gemm | GroupedGemm) -> bool:
+    """Whether a product, or a gradient of it, is of the type of activations in any case."""
+    return operator.name.partition(".")[0] in _WIDE
 
 
 def backward(block: Block) -> Block:

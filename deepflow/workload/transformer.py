@@ -676,6 +676,42 @@ def segment_work(model: LlmModel, *, attention: bool = True) -> dict[str, float]
     return work
 
 
+def model_flops_of_request(model: LlmModel, new_tokens: int) -> float:
+    """FLOP of an answer: ``new_tokens`` of a prompt that are not cached, then ``output_len``.
+
+    Two per multiply-accumulate, as in ``model_flops_per_token``. Each token attends to those before
+    it and itself, as far as its window; the head is for tokens that are chosen from.
+    """
+    each, of_pair, head = _token_work(
+        replace(model, global_batch_size=1, prompt_len=None, output_len=1)
+    )
+    end = model.prompt_tokens + model.output_len - 1
+    pairs = _pairs(end, model.attention_window) - _pairs(
+        model.prompt_tokens - new_tokens, model.attention_window
+    )
+    tokens = new_tokens + model.output_len - 1
+    return 2.0 * (tokens * each + model.output_len * head + pairs * of_pair)
+
+
+@lru_cache(maxsize=64)
+def _token_work(model: LlmModel) -> tuple[float, float, float]:
+    """Multiply-accumulates of all layers on a token, and on a pair of them; of the head."""
+    whole, rest = segment_work(model), segment_work(model, attention=False)
+    seen = min(model.seq_len, model.attention_window or model.seq_len)
+    kinds = layer_kinds(model)
+    return (
+        sum(rest[kind] for kind in kinds),
+        sum(whole[kind] - rest[kind] for kind in kinds) / seen,
+        rest["head"],
+    )
+
+
+def _pairs(tokens: int, window: int | None) -> float:
+    """Pairs of a token and one that it sees among the first ``tokens``."""
+    growing = tokens if window is None else min(tokens, window)
+    return growing * (growing + 1) / 2 + (tokens - growing) * growing
+
+
 def multiply_accumulates_per_token(model: LlmModel) -> tuple[float, float]:
     """Work of an average layer and of the head on one token, as ``segment_work`` counts it."""
     work, kinds = segment_work(model), layer_kinds(model)
