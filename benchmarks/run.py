@@ -8,6 +8,7 @@ import batch
 import in_process
 import network
 import scale
+import search
 import shards
 import sweep_overhead
 from measure import describe_machine, print_table
@@ -23,6 +24,9 @@ def main() -> None:
     )
     parser.add_argument("--gemm-points", type=int, default=scale.GEMM_POINTS)
     parser.add_argument("--llm-points", type=int, default=scale.LLM_POINTS)
+    parser.add_argument(
+        "--search-seeds", type=int, default=10, help="starts of each kind of search"
+    )
     arguments = parser.parse_args()
     rows = in_process.measure()
     rows += batch.measure()
@@ -30,6 +34,7 @@ def main() -> None:
     rows += sweep_overhead.measure(arguments.points)
     rows += shards.measure(arguments.shard_points)
     rows += scale.measure(arguments.gemm_points, arguments.llm_points)
+    rows += search.measure(arguments.search_seeds)
     print(describe_machine(), end="\n\n")
     print_table(rows)
 

@@ -52,7 +52,13 @@ rule search_figure:
         f"{SEARCHES}/{{search}}/pareto.parquet",
     output:
         png=f"{SEARCHES}/{{search}}/plots/{{figure}}.png",
-        svg=f"{SEARCHES}/{{search}}/plots/{{figure}}.svg",
+        svg=report(
+            f"{SEARCHES}/{{search}}/plots/{{figure}}.svg",
+            caption="captions/search_figure.rst",
+            category="{search}",
+            subcategory="figures",
+            labels={"what": "{figure}"},
+        ),
     log:
         f"{SEARCHES}/{{search}}/logs/plots/{{figure}}.log",
     run:
@@ -66,7 +72,13 @@ rule search_best:
         f"{SEARCHES}/{{search}}/best.parquet",
         search_figures,
     output:
-        f"{SEARCHES}/{{search}}/best.txt",
+        report(
+            f"{SEARCHES}/{{search}}/best.txt",
+            caption="captions/search_best.rst",
+            category="{search}",
+            subcategory="designs",
+            labels={"what": "best"},
+        ),
     log:
         f"{SEARCHES}/{{search}}/logs/best.log",
     run:

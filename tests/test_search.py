@@ -9,7 +9,6 @@ import random
 import re
 import shlex
 from collections import deque
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from deepflow.errors import ConfigError, DeepFlowError
 from deepflow.prediction import Prediction
 from deepflow.search.descent import descend
 from deepflow.search.evaluate import Evaluation, evaluator
-from deepflow.search.gradient import follow_gradient, shortest_in_hull
+from deepflow.search.gradient import design_of, draw, follow_gradient, shortest_in_hull
 from deepflow.search.run import best_of, run_search
 from deepflow.search.space import Budget, Space, Variable, load_search
 from deepflow.search.tables import (
@@ -33,7 +32,6 @@ from deepflow.search.tables import (
     run_table,
     write_table,
 )
-from deepflow.search.technology import read_library
 
 SEARCHES = sorted((Path(__file__).parent.parent / "searches").glob("*.yaml"))
 REFERENCE = Path(__file__).parent / "data/reference/gd_search_2021.json.gz"
@@ -322,15 +320,22 @@ def test_starts_of_two_objectives_go_from_one_to_the_other(tmp_path):
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
-def test_example_searches_load_and_can_be_evaluated(path):
+def test_example_searches_load_and_their_designs_are_predicted_by_command(path, capsys):
     search = load_search(path)
     case = next(iter(search.cases.values()))
     even = [
         budget.share / budget.size for budget in search.space.budgets for _ in range(budget.size)
     ]
-    found = evaluator(search, case, 0)(even + [0.5] * len(search.space.variables))
-    assert math.isfinite(found.cost)
+    evaluate = evaluator(search, case, 0)
+    generator = np.random.default_rng(0)
+    designs = [even + [0.5] * (search.space.size - len(even))]
+    designs += [design_of(search.space, draw(search.space, generator)).tolist() for _ in range(30)]
+    found = next(item for item in map(evaluate, designs) if math.isfinite(item.cost))
     assert search.space.within_budgets(found.design)
+    command = predict_command(search, case, found.design)
+    assert main([*shlex.split(command)[1:], "--json"]) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    assert predicted["time_s"] == pytest.approx(found.prediction.time_s, rel=1e-12)
 
 
 def test_meaning_and_not_spelling_decides_the_digest(tmp_path):
@@ -404,26 +409,80 @@ def test_objective_that_the_model_does_not_have_is_an_error(tmp_path):
         run_search(search, case, 0)
 
 
-# --- Technology -----------------------------------------------------------------------------
+# --- Costs, area and power ------------------------------------------------------------------
+
+PRICES = """\
+hardware.manufacturing.wafer_cost: 4000, hardware.manufacturing.memory_cost: 20,
+  hardware.manufacturing.package_cost: 0.3"""
+DEARER = """\
+hardware: configs/old-configs/v100.yaml
+model: configs/old-configs/v100.yaml
+set: {model.layer_size: 512, model.batch_size: 16, hardware.tech_param.DRAM.num_stacks: 4,
+  %s}
+variables: {hardware.area_breakdown.proc_chip_area_budget: {low: 500, high: 1100}}
+objectives: device_cost_usd
+optimizer: {evaluations: 30}
+"""
 
 
-def test_smaller_nodes_take_less_area_and_power_and_give_no_slower_machine(tmp_path):
-    library = read_library("logic.yaml")["entries"]
-    names = list(library)
-    for before, after in pairwise(names):
-        for quantity, factor in library[after]["factors"].items():
-            assert factor < library[before]["factors"][quantity]
-    text = SMALL + f"technology: {{logic_of_file: 14nm, logic: [{', '.join(names[:4])}]}}\n"
-    search = search_of(tmp_path, text)
-    times = [evaluator(search, case, 0)([0.2] * 5).cost for case in search.cases.values()]
-    assert times == sorted(times, reverse=True)
-
-
-@pytest.mark.parametrize("name", ["HBM1", "HBM2E", "HBM3", "HBM3e", "HBM4"])
-def test_every_memory_can_be_put_on_a_device(tmp_path, name):
-    search = search_of(tmp_path, SMALL + f"technology: {{memory: {name}}}\n")
+def test_the_cheapest_chip_is_the_smallest(tmp_path):
+    search = search_of(tmp_path, DEARER % PRICES)
     (case,) = search.cases.values()
-    assert case.hardware.tech_param.DRAM.stack_capacity >= 4 * 2**30 * 0.9
+    best = run_search(search, case, 0).best
+    assert best.device["chip_area_mm2"] == pytest.approx(500, rel=0.01)
+    limited = search_of(
+        tmp_path,
+        DEARER % PRICES + "constraints: {chip_area_mm2: {at_least: 800}}\n",
+        ("evaluations: 30", "evaluations: 80"),
+    )
+    (case,) = limited.cases.values()
+    best_within = run_search(limited, case, 0).best
+    assert best_within.device["chip_area_mm2"] == pytest.approx(800, rel=0.02)
+    assert best_within.cost > best.cost
+
+
+def test_costs_that_are_not_known_are_an_error(tmp_path):
+    search = search_of(tmp_path, SMALL, ("objectives: time_s", "objectives: cost_delay_usd_s"))
+    (case,) = search.cases.values()
+    with pytest.raises(ConfigError, match="cost_delay_usd_s is not known"):
+        run_search(search, case, 0)
+
+
+def test_the_first_of_several_objectives_ranks_the_best(tmp_path, capsys):
+    changes = (("objectives: time_s", "objectives: [tokens_per_second, energy_j]"),)
+    search_of(tmp_path, SMALL, *changes, ("40}", "30, starts: 3}"))
+    file, results = str(tmp_path / "small.yaml"), tmp_path / "results"
+    assert main(["search", file, "--results", str(results)]) == 0
+    best = pd.read_parquet(results / "best.parquet")["tokens_per_second"]
+    assert len(best) == 3
+    assert best.is_monotonic_decreasing
+    assert f"tokens_per_second = {best[0]:.6g}" in capsys.readouterr().out
+
+
+def test_what_costs_consist_of(tmp_path):
+    changes = ("objectives: time_s", "objectives: cost_delay_usd_s")
+    search = search_of(tmp_path, SMALL.replace("16}", f"16,\n  {PRICES}}}"), changes)
+    (case,) = search.cases.values()
+    found = evaluator(search, case, 0)([0.2] * 5)
+    time, device = found.prediction.time_s, found.device
+    assert found.cost == pytest.approx(device["device_cost_usd"] * time)
+    row = run_table(search, case, 0, [found]).to_pylist()[0]
+    assert row["system_cost_usd"] == device["device_cost_usd"]
+    assert row["power_budget_w"] == pytest.approx(300 + 0.00935 * 300)
+    (read,) = evaluations_of(run_table(search, case, 0, [found]))
+    assert (read.device, read.cost, read.design) == (device, found.cost, found.design)
+
+
+def test_more_of_a_budget_makes_no_design_and_no_best_worse(tmp_path):
+    same, best = [], []
+    for power in (150, 300, 600):
+        changes = (("hardware.power_breakdown.TDP", str(power)), ("40}", "150}"))
+        search = search_of(tmp_path, SMALL, *changes)
+        (case,) = search.cases.values()
+        same.append(evaluator(search, case, 0)([0.2] * 5).cost)
+        best.append(run_search(search, case, 0).best.cost)
+    assert same == sorted(same, reverse=True)
+    assert best == sorted(best, reverse=True)
 
 
 def test_example_of_the_documentation_loads(tmp_path, repository):

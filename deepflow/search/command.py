@@ -8,23 +8,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepflow.command_line import command
 from deepflow.errors import DeepFlowError
 
 if TYPE_CHECKING:
+    from deepflow.search.run import Progress
     from deepflow.search.space import Case, Search
 
 RESULTS = "results/searches"
 
+_EXAMPLES = f"""Without options for steps it does all of them, and what is there already not again.
+
+examples:
+  deepflow search searches/lstm_64_devices.yaml
+  deepflow search searches/lstm_64_devices.yaml --list
+  deepflow search searches/lstm_64_devices.yaml --case base --start 0
+  deepflow search searches/lstm_time_energy.yaml --plot pareto --figures front.svg
+  snakemake --cores all {RESULTS}/lstm_64_devices/best.txt
+"""
+
 
 def add_search_command(commands: Any) -> None:
     """Adds the command to the parser of ``deepflow``."""
-    purpose = "look for the best machine in a space"
-    search = commands.add_parser(
-        "search",
-        help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}. Without options for steps: all of it.",
-    )
-    search.set_defaults(run=_search)
+    search = command(commands, "search", _search, "look for the best machine in a space", _EXAMPLES)
     search.add_argument("search", metavar="SEARCH.yaml")
     search.add_argument(
         "--results", metavar="DIR", help=f"where results are (default: {RESULTS}/NAME)"
@@ -105,6 +111,7 @@ def _run(
     chosen: Sequence[tuple[Case, int]],
     options: argparse.Namespace,
 ) -> None:
+    from deepflow.search.run import Progress
     from deepflow.search.tables import best_rows, best_text, run_file
 
     single = len(chosen) == 1
@@ -112,6 +119,9 @@ def _run(
         raise DeepFlowError("--output and --expect-digest are for one --case and --start")
     print(search.summary, file=sys.stderr)
     best = []
+    same_costs = len({search.weights(start) for _, start in chosen}) == 1
+    evaluations = search.optimizer.evaluations
+    progress = Progress(sys.stderr, len(chosen), evaluations, same_costs=same_costs)
     for case, start in chosen:
         if options.expect_digest not in (None, search.run_digest(case, start)):
             raise DeepFlowError(
@@ -119,7 +129,7 @@ def _run(
                 " start it again"
             )
         output = Path(options.output or results / run_file(search, case, start))
-        best.append(best_rows(_one(search, case, start, output).to_pandas()))
+        best.append(best_rows(_one(search, case, start, output, progress).to_pandas()))
     if options.case is None and options.start is None:
         from deepflow.search.plots import draw_plot, plot_names
         from deepflow.search.tables import gather
@@ -135,7 +145,7 @@ def _run(
         print(best_text(search, pd.concat(best).sort_values("cost", kind="stable")))
 
 
-def _one(search: Search, case: Case, start: int, output: Path) -> Any:
+def _one(search: Search, case: Case, start: int, output: Path, progress: Progress) -> Any:
     """The table of one start: what is there already, or run, beginning with what is known."""
     from deepflow.search.run import Known, run_search
     from deepflow.search.tables import evaluations_of, read_run, run_table, write_table
@@ -151,6 +161,7 @@ def _one(search: Search, case: Case, start: int, output: Path) -> Any:
             print(error, file=sys.stderr)
             continue
         if file == output:
+            progress.skip()
             return table
         known = evaluations_of(table)
     run = run_search(
@@ -159,7 +170,7 @@ def _one(search: Search, case: Case, start: int, output: Path) -> Any:
         start,
         known=known,
         save=lambda done: write_table(run_table(search, case, start, done), unfinished),
-        progress=sys.stderr,
+        progress=progress,
     )
     table = run_table(search, case, start, run.evaluations)
     write_table(table, output)

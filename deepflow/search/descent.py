@@ -12,7 +12,7 @@ import math
 import random
 
 from deepflow.errors import ConfigError
-from deepflow.search.evaluate import Evaluate
+from deepflow.search.evaluate import Evaluate, Expect, expect_nothing
 from deepflow.search.space import Space
 
 MOST_ITERATIONS = 100
@@ -23,13 +23,13 @@ LEAST = 0.01  # where a step would leave nothing
 _CONTROLLERS = "area_breakdown.DRAM"
 
 
-def descend(evaluate: Evaluate, space: Space, seed: int) -> None:
+def descend(evaluate: Evaluate, space: Space, seed: int, expect: Expect = expect_nothing) -> None:
     """Evaluates designs until time is infinite or 100 iterations are over.
 
     Raises:
         ConfigError: the space has something else than budgets that are spent.
     """
-    if space.variables or any(budget.may_save for budget in space.budgets):
+    if space.size > space.fractions or any(budget.may_save for budget in space.budgets):
         raise ConfigError(
             "descent knows budgets that are spent, and nothing else",
             key="optimizer.method",
@@ -44,9 +44,11 @@ def descend(evaluate: Evaluate, space: Space, seed: int) -> None:
         found = evaluate(design)
         before = found.cost
         slopes = []
-        for index, fraction in enumerate(design):
-            moved = list(design)
-            moved[index] = fraction * (1 + STEP)
+        sides = [list(design) for _ in design]
+        for index, moved in enumerate(sides):
+            moved[index] *= 1 + STEP
+        expect(sides)
+        for fraction, moved in zip(design, sides, strict=True):
             after = evaluate(moved).cost
             known = fraction > 0 and math.isfinite(after) and math.isfinite(before)
             slopes.append((after - before) / (STEP * fraction) if known else 0.0)

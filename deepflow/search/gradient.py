@@ -16,12 +16,12 @@ search has converged. What evaluations are left begin again beside the best desi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from deepflow.search.evaluate import Evaluate
+from deepflow.search.evaluate import Evaluate, Expect, expect_nothing
 from deepflow.search.space import Space, Vector
 
 FIRST_WIDTH = 0.5  # of differences and steps, in logarithms of fractions
@@ -31,20 +31,33 @@ REMEMBERED_GRADIENTS = 6
 PERTURBATION = 0.4  # standard deviation around the best, where the search begins again
 VARIABLE_WIDTH = 4.0  # from one bound of a variable to the other, to compare with logarithms
 SMALLEST = -12.0  # logarithm of a fraction over the largest one of its budget
+FIRST_STEPS = (2.0, 0.5)  # along a line, in widths: the second if the first is no better
 _IMPROVED = 1e-7  # less, in logarithm of the objective, is no progress
 
-Merit = Callable[[Vector], float]
 
+class _Merits:
+    """Merits of points, infinite for impossible ones."""
 
-def follow_gradient(evaluate: Evaluate, space: Space, seed: int) -> None:
-    """Evaluates designs as long as it is let."""
-    generator = np.random.default_rng(seed)
+    def __init__(self, evaluate: Evaluate, expect: Expect, space: Space) -> None:
+        self._evaluate, self._expect, self._space = evaluate, expect, space
 
-    def merit(point: Vector) -> float:
-        found = evaluate(design_of(space, point).tolist())
+    def __call__(self, point: Vector) -> float:
+        found = self._evaluate(design_of(self._space, point).tolist())
         return found.merit if math.isfinite(found.cost) else math.inf
 
+    def expect(self, points: Sequence[Vector]) -> None:
+        """Points of which merits will, or may, be asked next."""
+        self._expect([design_of(self._space, point).tolist() for point in points])
+
+
+def follow_gradient(
+    evaluate: Evaluate, space: Space, seed: int, expect: Expect = expect_nothing
+) -> None:
+    """Evaluates designs as long as it is let; announces to ``expect`` what it will ask next."""
+    generator = np.random.default_rng(seed)
+    merit = _Merits(evaluate, expect, space)
     drawn = [draw(space, generator) for _ in range(DRAWN_PER_DIMENSION * space.size)]
+    merit.expect(drawn)
     value, first = min((merit(point), index) for index, point in enumerate(drawn))
     while not math.isfinite(value):
         # Impossible designs have no slope to follow.
@@ -87,14 +100,12 @@ def bounded(space: Space, point: Vector) -> Vector:
 
 
 def _converge(
-    space: Space, point: Vector, value: float, width: float, merit: Merit
+    space: Space, point: Vector, value: float, width: float, merit: _Merits
 ) -> tuple[Vector, float]:
     """The best (point, merit) on the way down from ``point``."""
     # Variables with steps would not change within a narrow difference.
     least = np.zeros(space.size)
-    least[space.fractions :] = [
-        1.01 * VARIABLE_WIDTH * variable.coordinate_step for variable in space.variables
-    ]
+    least[space.fractions :] = [1.01 * VARIABLE_WIDTH * step for step in space.coordinate_steps]
     gradients: list[Vector] = []
     while width > LEAST_WIDTH:
         widths = np.maximum(width, least)
@@ -102,11 +113,24 @@ def _converge(
         gradients = [*gradients, (upper - lower) / (2 * widths)][-REMEMBERED_GRADIENTS:]
         gains = np.where(upper < np.minimum(value, lower), value - upper, 0.0)
         gains -= np.where(lower < np.minimum(value, upper), value - lower, 0.0)
-        for direction in (-gradients[-1], gains, -shortest_in_hull(np.array(gradients))):
-            length = np.abs(direction).max()
-            if length > 0:
-                start = point, best, lowest
-                best, lowest = _search_line(space, start, direction / length, width, merit)
+        directions = [-gradients[-1], gains, -shortest_in_hull(np.array(gradients))]
+        lengths = [np.abs(direction).max() for direction in directions]
+        directions = [
+            direction / length
+            for direction, length in zip(directions, lengths, strict=True)
+            if length > 0
+        ]
+        # The first two steps along each; it is quicker to predict one in vain than one alone.
+        merit.expect(
+            [
+                bounded(space, point + factor * width * direction)
+                for direction in directions
+                for factor in FIRST_STEPS
+            ]
+        )
+        for direction in directions:
+            start = point, best, lowest
+            best, lowest = _search_line(space, start, direction, width, merit)
         if lowest < value - _IMPROVED:
             point, value = best, lowest
         else:
@@ -116,22 +140,21 @@ def _converge(
 
 
 def _differences(
-    space: Space, point: Vector, value: float, widths: Vector, merit: Merit
+    space: Space, point: Vector, value: float, widths: Vector, merit: _Merits
 ) -> tuple[tuple[Vector, float], Vector, Vector]:
     """(best of all points seen, its merit), and merits above and below ``point`` in each
     coordinate; an impossible one counts as a step up."""
     best, lowest = point, value
-    sides = np.empty((2, space.size))
-    for index in range(space.size):
-        for side, sign in enumerate((1.0, -1.0)):
-            moved = point.copy()
-            moved[index] += sign * widths[index]
-            moved = bounded(space, moved)
-            found = merit(moved)
-            if found < lowest:
-                best, lowest = moved, found
-            sides[side, index] = found if math.isfinite(found) else value + 1.0
-    return (best, lowest), sides[0], sides[1]
+    moves = np.diag(widths)
+    points = [bounded(space, point + sign * move) for move in moves for sign in (1.0, -1.0)]
+    merit.expect(points)
+    sides = np.empty(len(points))
+    for place, moved in enumerate(points):
+        found = merit(moved)
+        if found < lowest:
+            best, lowest = moved, found
+        sides[place] = found if math.isfinite(found) else value + 1.0
+    return (best, lowest), sides[::2], sides[1::2]
 
 
 def _search_line(
@@ -139,7 +162,7 @@ def _search_line(
     start: tuple[Vector, Vector, float],
     direction: Vector,
     width: float,
-    merit: Merit,
+    merit: _Merits,
 ) -> tuple[Vector, float]:
     """(best, its merit) with points from ``point`` along ``direction``, of largest entry 1.
 
@@ -147,11 +170,11 @@ def _search_line(
     cut to a quarter once; as long as a step is better, the next is twice as long.
     """
     point, best, lowest = start
-    length = 2 * width
+    length = FIRST_STEPS[0] * width
     moved = bounded(space, point + length * direction)
     found = merit(moved)
     if found >= lowest:
-        length = width / 2
+        length = FIRST_STEPS[1] * width
         moved = bounded(space, point + length * direction)
         found = merit(moved)
     while found < lowest - _IMPROVED:

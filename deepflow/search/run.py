@@ -7,27 +7,29 @@ same designs. Going on therefore means to begin again with the evaluations that 
 from __future__ import annotations
 
 import math
-import sys
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 from deepflow.errors import DeepFlowError
 from deepflow.search.descent import descend
-from deepflow.search.evaluate import Evaluate, Evaluation, evaluator
-from deepflow.search.evolution import anneal, evolve
+from deepflow.search.evaluate import Evaluate, Evaluation, Expect, evaluator
+from deepflow.search.evolution import anneal, evolve, evolve_front
 from deepflow.search.gradient import follow_gradient
 from deepflow.search.space import Case, Search, Space
 
-OPTIMIZERS: dict[str, Callable[[Evaluate, Space, int], None]] = {
+OPTIMIZERS: dict[str, Callable[[Evaluate, Space, int, Expect], None]] = {
     "gradient": follow_gradient,
     "descent": descend,
     "differential_evolution": evolve,
     "dual_annealing": anneal,
+    "nsga2": evolve_front,
 }
-SECONDS_BETWEEN_REPORTS = 1.0
+SECONDS_BETWEEN_REPORTS = 10.0
+SECONDS_BETWEEN_LIVE_REPORTS = 0.5
 SECONDS_BETWEEN_SAVES = 20.0
 """Less is lost when a run is stopped than it takes to start a job."""
 
@@ -67,12 +69,12 @@ def run_search(
     *,
     known: Known = (),
     save: Save | None = None,
-    progress: TextIO | None = None,
+    progress: Progress | None = None,
 ) -> Run:
     """Runs one start of a case.
 
     ``known``: the first evaluations, from an earlier run. ``save`` is called now and then with all
-    so far; ``progress`` gets a line now and then.
+    so far; ``progress`` hears of every evaluation.
 
     Raises:
         DeepFlowError: ``known`` is not what this start evaluates first.
@@ -80,7 +82,8 @@ def run_search(
     """
     predict = evaluator(search, case, start)
     done: list[Evaluation] = []
-    report = _Report(f"{search.name} {case.id} {start}", search.optimizer.evaluations, progress)
+    if progress is not None:
+        progress.begin(f"{case.id} {start}")
     saved = time.monotonic()
 
     def evaluate(design: Sequence[float]) -> Evaluation:
@@ -93,47 +96,100 @@ def run_search(
                 raise DeepFlowError(
                     "evaluations of an earlier run do not fit; was DeepFlow changed?"
                 )
+            found = replace(found, values=predict.values(found.prediction, found.device))
         else:
             found = predict(design)
         done.append(found)
-        report.count(found, len(done))
+        if progress is not None:
+            progress.count(found, is_new=len(done) > len(known))
         if save is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
             save(done)
             saved = time.monotonic()
         return found
 
+    def expect(designs: Sequence[Sequence[float]]) -> None:
+        left = designs[: search.optimizer.evaluations - len(done)]
+        predict.expect(left[max(0, len(known) - len(done)) :])
+
+    optimise = OPTIMIZERS[search.optimizer.method]
     with suppress(_BudgetSpentError):
-        OPTIMIZERS[search.optimizer.method](evaluate, search.space, search.optimizer.seed + start)
-    report.end(len(done))
+        optimise(evaluate, search.space, search.optimizer.seed + start, expect)
+    if progress is not None:
+        progress.end()
     return Run(search, case, start, tuple(done))
 
 
-class _Report:
-    """Progress for people: best so far and evaluations per second."""
+class Progress:
+    """Progress of several starts for people: best so far, evaluations per second, time left.
 
-    def __init__(self, what: str, total: int, output: TextIO | None) -> None:
-        self._what, self._total, self._output = what, total, output
-        self._best = math.inf
-        self._started = self._reported = time.monotonic()
+    On a terminal a line that changes; elsewhere, as in the log of a job, a line now and then and
+    one at the end of each start.
+    """
 
-    def count(self, found: Evaluation, number: int) -> None:
-        if found.feasible and found.cost < self._best:
-            self._best = found.cost
+    def __init__(
+        self, output: TextIO, starts: int, evaluations: int, *, same_costs: bool = True
+    ) -> None:
+        """``starts`` to come, of ``evaluations`` each.
+
+        ``same_costs``: costs mean the same in all of them, and can be compared.
+        """
+        self._output, self._starts, self._evaluations = output, starts, evaluations
+        self._same_costs = same_costs
+        self._live = output.isatty()
+        self._number = self._new = self._done = 0
+        self._best_of_all = math.inf
+        self._began = self._reported = time.monotonic()
+
+    def skip(self) -> None:
+        """A start is there already."""
+        self._number += 1
+
+    def begin(self, what: str) -> None:
+        """A start, called ``what``, begins."""
+        self._number += 1
+        self._what, self._done, self._best = what, 0, math.inf
+
+    def count(self, found: Evaluation, *, is_new: bool) -> None:
+        """One more evaluation, which an earlier run made unless it ``is_new``."""
+        self._done += 1
+        self._new += is_new
+        if found.feasible:
+            self._best = min(self._best, found.cost)
+            self._best_of_all = min(self._best_of_all, found.cost)
         now = time.monotonic()
-        if self._output is not None and now - self._reported >= SECONDS_BETWEEN_REPORTS:
+        between = SECONDS_BETWEEN_LIVE_REPORTS if self._live else SECONDS_BETWEEN_REPORTS
+        if now - self._reported >= between:
             self._reported = now
-            self._print(number)
+            # Back to the beginning of the line, and what is left of the old one away.
+            if self._live:
+                text = self._text()[: shutil.get_terminal_size().columns - 1]
+                print(f"\r{text}\x1b[K", end="", file=self._output, flush=True)
+            else:
+                print(self._text(), file=self._output, flush=True)
 
-    def end(self, number: int) -> None:
-        if self._output is not None:
-            self._print(number)
+    def end(self) -> None:
+        """The start is over."""
+        line = f"\r{self._text()}\x1b[K" if self._live else self._text()
+        print(line, file=self._output, flush=True)
 
-    def _print(self, number: int) -> None:
-        rate = number / max(time.monotonic() - self._started, 1e-9)
-        best = "nothing feasible yet" if math.isinf(self._best) else f"best cost {self._best:.6g}"
-        print(
-            f"{self._what}: {number} of {self._total} evaluations, {best},"
-            f" {rate:.0f} evaluations/s",
-            file=self._output or sys.stderr,
-            flush=True,
-        )
+    def _text(self) -> str:
+        rate = self._new / max(time.monotonic() - self._began, 1e-9)
+        left = (self._starts - self._number + 1) * self._evaluations - self._done
+        parts = [f"{self._done} of {self._evaluations} evaluations", _best_text(self._best)]
+        if self._same_costs and self._best_of_all < self._best:
+            parts.append(f"of all {self._best_of_all:.6g}")
+        if rate:
+            parts += [f"{rate:.0f} evaluations/s", f"{_duration(left / rate)} left"]
+        return f"[{self._number}/{self._starts}] {self._what}: {', '.join(parts)}"
+
+
+def _best_text(cost: float) -> str:
+    return "nothing feasible yet" if math.isinf(cost) else f"best cost {cost:.6g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

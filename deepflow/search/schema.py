@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from deepflow.config.technology import TECHNOLOGY_SCHEMA
 from deepflow.search.objectives import METRICS, OBJECTIVES
 
-METHODS = ("gradient", "descent", "differential_evolution", "dual_annealing")
+METHODS = ("gradient", "descent", "differential_evolution", "dual_annealing", "nsga2")
 
 _SCALAR = {"type": ["string", "number", "boolean", "null"]}
 _NAME = {"type": "string", "minLength": 1}
-_NAMES = {"oneOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]}
 _KEYS = "dotted paths below hardware, model, parallelism or backend"
 
 BUDGET_SCHEMA: dict[str, Any] = {
@@ -119,6 +119,12 @@ OPTIMIZER_SCHEMA: dict[str, Any] = {
             "default": 0,
             "description": "seed of the first start; the next one has the next number",
         },
+        "cases": {
+            "enum": ["separate", "together"],
+            "default": "separate",
+            "description": "a search of each combination of technology, choices, strategy and"
+            " layout, or one search that also chooses among them",
+        },
     },
     "additionalProperties": False,
 }
@@ -138,27 +144,7 @@ SEARCH_SCHEMA: dict[str, Any] = {
             "additionalProperties": _SCALAR,
             "description": f"values that are fixed: {_KEYS}",
         },
-        "technology": {
-            "type": "object",
-            "properties": {
-                "logic": {**_NAMES, "description": "logic node; several are cases"},
-                "logic_of_file": {
-                    **_NAME,
-                    "description": "node of the hardware file, from which logic is scaled",
-                },
-                "memory": {**_NAMES, "description": "memory generation; several are cases"},
-                "intra_node": {
-                    **_NAMES,
-                    "description": "network within a node; several are cases",
-                },
-                "inter_node": {
-                    **_NAMES,
-                    "description": "network between nodes; several are cases",
-                },
-            },
-            "additionalProperties": False,
-            "description": "entries of configs/technology",
-        },
+        "technology": TECHNOLOGY_SCHEMA,
         "budgets": {
             "type": "object",
             "additionalProperties": BUDGET_SCHEMA,

@@ -2,7 +2,8 @@
 
 A *case* is one combination of everything that is not a number between bounds: technology, choices,
 a strategy and its layout. Within a case, a *design vector* has the fractions of each budget, which
-add up to its ``share``, and a coordinate from 0 to 1 for each variable.
+add up to its ``share``, and a coordinate from 0 to 1 for each variable. If cases are searched
+``together``, there is only one, and a further coordinate for each *axis* of combinations.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
 from pathlib import Path
@@ -33,6 +34,7 @@ from deepflow.config import (
 )
 from deepflow.config.model import GemmModel, LstmModel
 from deepflow.config.schema import key_at, resolve_path
+from deepflow.config.technology import KINDS, TECHNOLOGY_SCHEMA, named, technology_settings
 from deepflow.config.units import parse_quantity
 from deepflow.errors import ConfigError, DeepFlowError
 from deepflow.search.objectives import METRICS, OBJECTIVES
@@ -44,12 +46,14 @@ from deepflow.search.schema import (
     STRATEGIES_SCHEMA,
     VARIABLE_SCHEMA,
 )
-from deepflow.search.technology import KINDS, technology_settings
 from deepflow.sweep import identity
 from deepflow.sweep.schema import check_object
 from deepflow.sweep.settings import Changes, Setting, canonical_settings, find_file
 
 Vector = npt.NDArray[np.float64]
+
+TOGETHER = "all"
+"""The only case of a search that takes all cases together."""
 
 MOST_CASES = 10_000
 """Each case is a search of its own."""
@@ -111,6 +115,23 @@ class Variable:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """Alternatives of which a coordinate chooses one: result columns and changes of each."""
+
+    columns: tuple[Mapping[str, object], ...]
+    changes: tuple[Changes, ...]
+
+    def index(self, coordinate: float) -> int:
+        """Number of the alternative at a coordinate from 0 to 1."""
+        return round(min(max(coordinate, 0.0), 1.0) * (len(self.changes) - 1))
+
+    @property
+    def coordinate_step(self) -> float:
+        """What a coordinate has to move for another alternative; 0 if there is none."""
+        return 1 / (len(self.changes) - 1) if len(self.changes) > 1 else 0.0
+
+
+@dataclass(frozen=True)
 class Limit:
     """A bound of a metric."""
 
@@ -130,10 +151,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Space:
-    """What a design vector means: budgets first, then variables."""
+    """What a design vector means: budgets first, then variables, then axes."""
 
     budgets: tuple[Budget, ...]
     variables: tuple[Variable, ...]
+    axes: tuple[Axis, ...] = ()
 
     @cached_property
     def blocks(self) -> tuple[slice, ...]:
@@ -153,7 +175,26 @@ class Space:
 
     @property
     def size(self) -> int:
-        return self.fractions + len(self.variables)
+        return self.fractions + len(self.variables) + len(self.axes)
+
+    @property
+    def parts(self) -> tuple[Budget | Variable | Axis, ...]:
+        return (*self.budgets, *self.variables, *self.axes)
+
+    @property
+    def coordinate_steps(self) -> tuple[float, ...]:
+        """What coordinates behind the fractions have to move for another value."""
+        steps = [variable.coordinate_step for variable in self.variables]
+        return (*steps, *(axis.coordinate_step for axis in self.axes))
+
+    def chosen(self, design: Sequence[float]) -> dict[str, object]:
+        """Result columns of the alternatives that ``design`` chooses on the axes."""
+        coordinates = design[self.size - len(self.axes) :]
+        return {
+            name: value
+            for axis, coordinate in zip(self.axes, coordinates, strict=True)
+            for name, value in axis.columns[axis.index(coordinate)].items()
+        }
 
     def within_budgets(self, design: Sequence[float]) -> bool:
         """Whether no budget is overdrawn, but for rounding."""
@@ -166,7 +207,14 @@ class Space:
         """Canonical (hardware, model) changes that ``design`` means on ``hardware``."""
         of_hardware: dict[str, object] = {}
         of_model: dict[str, object] = {}
-        for coordinate, variable in zip(design[self.fractions :], self.variables, strict=True):
+        numbers = self.fractions + len(self.variables)
+        for coordinate, axis in zip(design[numbers:], self.axes, strict=True):
+            changes = axis.changes[axis.index(coordinate)]
+            of_hardware.update(changes[0])
+            of_model.update(changes[1])
+        for coordinate, variable in zip(
+            design[self.fractions : numbers], self.variables, strict=True
+        ):
             root, _, path = variable.path.partition(".")
             side = of_model if root == "model" else of_hardware
             side[path] = variable.value(coordinate)
@@ -199,6 +247,7 @@ class Optimizer:
     evaluations: int = 1600
     starts: int = 1
     seed: int = 0
+    cases: str = "separate"
 
 
 @dataclass(frozen=True)
@@ -232,6 +281,9 @@ class Search:
         count = len(self.objectives)
         if count == 1:
             return (1.0,)
+        if self.optimizer.method == "nsga2":
+            # It looks for the whole front at once.
+            return (1 / count,) * count
         starts = max(2, self.optimizer.starts)
         if count == 2:
             second = (start % starts) / (starts - 1)
@@ -244,7 +296,7 @@ class Search:
         optimizer = self.optimizer
         about = {
             "case": case.digest,
-            "space": [repr(item) for item in (*self.space.budgets, *self.space.variables)],
+            "space": [repr(item) for item in self.space.parts],
             "objectives": [self.objectives, self.weights(start)],
             "limits": sorted(repr(limit) for limit in self.limits),
             "must_fit": self.must_fit,
@@ -295,9 +347,13 @@ def load_search(path: str | Path) -> Search:
     searched = [f"hardware.{path}" for budget in budgets for path in budget.parts]
     searched += [variable.path for variable in variables]
     _refuse_twice(searched, file)
-    cases = _cases(content, hardware, model, searched, file)
     optimizer = content.get("optimizer", {})
     check_object(optimizer, OPTIMIZER_SCHEMA, file, "optimizer")
+    if optimizer.get("cases") == "together":
+        cases, axes = _together(content, hardware, model, searched, file)
+        space = replace(space, axes=axes)
+    else:
+        cases = _cases(content, hardware, model, searched, file)
     return Search(
         name=identity.folder_name(file),
         file=file,
@@ -490,9 +546,77 @@ def _cases(
     searched: Sequence[str],
     file: str,
 ) -> dict[str, Case]:
-    fixed = tuple(
+    fixed = _fixed(content)
+    axes = _choice_axes(content, hardware, file)
+    count = math.prod(len(axis) for axis in axes)
+    if count > MOST_CASES:
+        raise _too_many(count, file)
+    cases: dict[str, Case] = {}
+    for combination in product(*axes):
+        settings = (*(item for choice in combination for item in choice.settings), *fixed)
+        # Later settings win over those of a technology, which are many and not typed by hand.
+        base = _applied(settings, hardware, model, searched, file)
+        below: Sequence[_Choice] = [_Choice("", {}, ())]
+        if "strategies" in content:
+            below = _strategies(content["strategies"], *base[:2], file)
+        for split in below:
+            chosen = (*combination, split)
+            every = (*settings, *split.settings)
+            machine, workload, digest = (
+                _applied(every, hardware, model, searched, file) if split.settings else base
+            )
+            label = identity.point_id([choice.label for choice in chosen if choice.label])
+            if label in cases:
+                raise ConfigError("two cases are the same", file=file, key=label)
+            columns = {k: v for choice in chosen for k, v in choice.columns.items()}
+            cases[label] = Case(label, columns, every, machine, workload, digest)
+        if len(cases) > MOST_CASES:
+            raise _too_many(len(cases), file)
+    return cases
+
+
+def _together(
+    content: Mapping[str, Any],
+    hardware: HardwareConfig,
+    model: ModelConfig,
+    searched: Sequence[str],
+    file: str,
+) -> tuple[dict[str, Case], tuple[Axis, ...]]:
+    """One case of what is fixed, and axes of all that ``_cases`` would combine."""
+    fixed = _fixed(content)
+    machine, workload, digest = _applied(fixed, hardware, model, searched, file)
+    given = canonical_settings(fixed, hardware, model, file)
+
+    def axis(choices: Sequence[_Choice], wins: Changes) -> Axis:
+        changes = []
+        for choice in choices:
+            _applied((*fixed, *choice.settings), hardware, model, searched, file)
+            of_hardware: dict[str, object] = {}
+            of_model: dict[str, object] = {}
+            for setting in choice.settings:
+                new = canonical_settings([setting], hardware, model, file)
+                of_hardware.update({x: v for x, v in new[0].items() if x not in wins[0]})
+                of_model.update({x: v for x, v in new[1].items() if x not in wins[1]})
+            changes.append((of_hardware, of_model))
+        return Axis(tuple(choice.columns for choice in choices), tuple(changes))
+
+    axes = [axis(choices, given) for choices in _choice_axes(content, hardware, file)]
+    if "strategies" in content:
+        splits = _strategies(content["strategies"], machine, workload, file)
+        axes.append(axis(splits, ({}, {})))
+    return {TOGETHER: Case(TOGETHER, {}, fixed, machine, workload, digest)}, tuple(axes)
+
+
+def _fixed(content: Mapping[str, Any]) -> tuple[Setting, ...]:
+    return tuple(
         Setting(str(path), value, f"set.{path}") for path, value in content.get("set", {}).items()
     )
+
+
+def _choice_axes(
+    content: Mapping[str, Any], hardware: HardwareConfig, file: str
+) -> list[list[_Choice]]:
+    """Technologies and choices."""
     axes = _technology_axes(content.get("technology", {}), hardware, file)
     choices = content.get("choices", {})
     names = identity.short_names([str(path) for path in choices])
@@ -510,33 +634,7 @@ def _cases(
                 for value in values
             ]
         )
-    count = math.prod(len(axis) for axis in axes)
-    if count > MOST_CASES:
-        raise _too_many(count, file)
-    cases: dict[str, Case] = {}
-    for combination in product(*axes):
-        settings = (*(item for choice in combination for item in choice.settings), *fixed)
-        # Later settings win over those of a technology, which are many and not typed by hand.
-        base = _applied(settings, hardware, model, searched, file)
-        below: Sequence[_Choice] = [_Choice("", {}, ())]
-        if "strategies" in content:
-            below = list(_strategies(content["strategies"], *base[:2], file))
-            if not below:
-                raise ConfigError("there is no such strategy", file=file, key="strategies")
-        for split in below:
-            chosen = (*combination, split)
-            every = (*settings, *split.settings)
-            machine, workload, digest = (
-                _applied(every, hardware, model, searched, file) if split.settings else base
-            )
-            label = identity.point_id([choice.label for choice in chosen if choice.label])
-            if label in cases:
-                raise ConfigError("two cases are the same", file=file, key=label)
-            columns = {k: v for choice in chosen for k, v in choice.columns.items()}
-            cases[label] = Case(label, columns, every, machine, workload, digest)
-        if len(cases) > MOST_CASES:
-            raise _too_many(len(cases), file)
-    return cases
+    return axes
 
 
 def _too_many(count: int, file: str) -> ConfigError:
@@ -566,21 +664,22 @@ def _applied(
 
 
 def _technology_axes(given: object, hardware: HardwareConfig, file: str) -> list[list[_Choice]]:
-    keys = check_object(given, SEARCH_SCHEMA["properties"]["technology"], file, "technology")
+    keys = check_object(given, TECHNOLOGY_SCHEMA, file, "technology")
     axes = []
     for kind in KINDS:
         if kind not in keys:
             continue
-        names = keys[kind] if isinstance(keys[kind], list) else [keys[kind]]
+        names = named(keys, kind)
         axes.append(
             [
                 _Choice(
-                    f"{kind}={identity.value_text(name)}",
+                    # All cases have the only one, so it tells none of them apart.
+                    f"{kind}={identity.value_text(name)}" if len(names) > 1 else "",
                     {kind: name},
                     tuple(
                         Setting(path, value, f"technology.{kind}")
                         for path, value in technology_settings(
-                            kind, str(name), hardware, keys.get("logic_of_file"), file
+                            kind, name, hardware, keys.get("logic_of_file"), file
                         ).items()
                     ),
                 )
@@ -591,6 +690,15 @@ def _technology_axes(given: object, hardware: HardwareConfig, file: str) -> list
 
 
 def _strategies(
+    given: object, hardware: HardwareConfig, model: ModelConfig, file: str
+) -> list[_Choice]:
+    found = list(_splits(given, hardware, model, file))
+    if not found:
+        raise ConfigError("there is no such strategy", file=file, key="strategies")
+    return found
+
+
+def _splits(
     given: object, hardware: HardwareConfig, model: ModelConfig, file: str
 ) -> Iterator[_Choice]:
     from deepflow.mapping.layout import layouts

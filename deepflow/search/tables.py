@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from deepflow.errors import DeepFlowError
 from deepflow.files import all_unusable, atomic_output, unusable
 from deepflow.prediction import COLUMNS, Column, Prediction
 from deepflow.search.evaluate import Evaluation
-from deepflow.search.objectives import DERIVED, OBJECTIVES
+from deepflow.search.objectives import DERIVED, DEVICE_COLUMNS, OBJECTIVES
 from deepflow.search.space import Case, Search
 from deepflow.sweep import identity
 from deepflow.sweep.run import VERSIONS
@@ -50,10 +50,14 @@ def searched_paths(search: Search) -> list[str]:
 def columns_of(search: Search) -> dict[str, Column]:
     """All columns of a search's table, in order; the design vector comes behind them."""
     cases: dict[str, Column] = {}
-    for name in next(iter(search.cases.values())).columns:
-        kinds = {type(case.columns[name]) for case in search.cases.values()}
-        kind = kinds.pop() if len(kinds) == 1 else str
-        cases[_free(name)] = Column(kind if kind in (int, float, bool) else str, "", "of the case")
+    alternatives = [[case.columns for case in search.cases.values()]]
+    alternatives += [list(axis.columns) for axis in search.space.axes]
+    for rows in alternatives:
+        for name in rows[0]:
+            kinds = {type(row[name]) for row in rows}
+            kind = kinds.pop() if len(kinds) == 1 else str
+            kind = kind if kind in (int, float, bool) else str
+            cases[_free(name)] = Column(kind, "", "of the case")
     paths = searched_paths(search)
     names = identity.short_names(paths)
     designs = {
@@ -130,11 +134,12 @@ def _rows(
             "overflow": item.overflow,
             "within_budgets": item.within_budgets,
             **of_case,
+            **{_free(name): value for name, value in search.space.chosen(item.design).items()},
             **{
                 name: float(values[path])  # type: ignore[arg-type]
                 for name, path in zip(shown, searched_paths(search), strict=True)
             },
-            **{name: metric.of(item.prediction) for name, metric in DERIVED.items()},
+            **{name: metric.of(item.prediction, item.device) for name, metric in DERIVED.items()},
             **item.prediction.as_row(),
             "design": list(item.design),
         }
@@ -154,9 +159,17 @@ def evaluations_of(table: pa.Table) -> list[Evaluation]:
             row["excess"],
             row["overflow"],
             row["within_budgets"],
+            _device_of(row),
         )
         for row in table.to_pylist()
     ]
+
+
+def _device_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a device, none where no device came out of a design."""
+    if row["chip_area_mm2"] is None:
+        return {}
+    return {name: row[name] for name in DEVICE_COLUMNS}
 
 
 def write_table(table: pa.Table, output: str | Path) -> None:
@@ -225,8 +238,9 @@ def gather(search: Search, results: str | Path, folder: str | Path) -> None:
             raise all_unusable(problems)
     import pandas as pd
 
-    # Weights differ between starts, and so do the costs of several objectives; time does not.
-    ranked = pd.concat(best).sort_values(_ranking(search), kind="stable")
+    # Weights differ between starts, and so do the costs of several objectives; the first does not.
+    first = search.objectives[0]
+    ranked = pd.concat(best).sort_values(first, ascending=not OBJECTIVES[first], kind="stable")
     fronts = pareto_rows(pd.concat(front), search.objectives)
     for name, frame in (("best", ranked), ("pareto", fronts)):
         table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
@@ -244,10 +258,6 @@ def read_best(folder: str | Path) -> pd.DataFrame:
     except (OSError, pa.ArrowException) as error:
         raise unusable(file, error) from None
     return frame
-
-
-def _ranking(search: Search) -> str:
-    return "cost" if len(search.objectives) == 1 else "time_s"
 
 
 def best_rows(frame: pd.DataFrame) -> pd.DataFrame:
