@@ -16,11 +16,12 @@ from deepflow.config.model import (
 )
 from deepflow.cost.gemm import gemm_cost
 from deepflow.cost.operators import OperatorCost
+from deepflow.explain.runs import gemm_run, recurrent_run, requests_run, training_run
 from deepflow.hardware import Hardware
 from deepflow.mapping.groups import Group
 from deepflow.mapping.parallelism import EMBEDDING, HEAD
 from deepflow.prediction import Prediction, analytical, predict, time_by_class
-from deepflow.schedule.training import StageResult, TrainingRun, run_training
+from deepflow.schedule.training import StageResult, TrainingRun
 from deepflow.workload.operators import (
     Attention,
     Collective,
@@ -61,13 +62,16 @@ _MEMORY_PARTS = (
 _HEADER = f"  {'operator':44} {'shape':28} {'each':>10} {'of step':>8} {'rate':>13}  bound by"
 
 
-def explain(hardware: Hardware, model: ModelConfig) -> str:
+def explain(hardware: Hardware, model: ModelConfig, prediction: Prediction | None = None) -> str:
     """Text for one point: where the time goes and what bounds each operator.
+
+    ``prediction``: that of the point, if it has been made already.
 
     Raises:
         InfeasiblePoint, ConfigError, DeepFlowError: as ``predict``.
     """
-    prediction = predict(hardware, model)
+    if prediction is None:
+        prediction = predict(hardware, model)
     if prediction.backend_used == "analytical":
         hardware = analytical(hardware)
     lines = [f"{model.name} on {hardware.config.name}", ""]
@@ -111,9 +115,7 @@ def _machine(hardware: Hardware) -> list[str]:
 
 
 def _gemm(hardware: Hardware, model: GemmModel, prediction: Prediction) -> list[str]:
-    from deepflow.schedule.gemm import run_gemm
-
-    run = run_gemm(hardware, model)
+    run = gemm_run(hardware, model)
     shard = next(item.operator for item in run.compute if isinstance(item.operator, Gemm))
     precision = hardware.config.sw_param.precision
     found = gemm_cost(hardware.accelerator, shard.m, shard.k, shard.n, precision)
@@ -147,9 +149,7 @@ def _gemm(hardware: Hardware, model: GemmModel, prediction: Prediction) -> list[
 
 
 def _lstm(hardware: Hardware, model: LstmModel, prediction: Prediction) -> list[str]:
-    from deepflow.schedule.recurrent import run_recurrent
-
-    run = run_recurrent(hardware, model)
+    run = recurrent_run(hardware, model)
     stages = len(run.stages)
     lines = [
         *_summary(run.time, prediction),
@@ -185,7 +185,7 @@ def _lstm(hardware: Hardware, model: LstmModel, prediction: Prediction) -> list[
 
 
 def _training(hardware: Hardware, model: LlmModel, prediction: Prediction) -> list[str]:
-    run = run_training(hardware, model)
+    run = training_run(hardware, model)
     mapping, stage = run.mapping, run.stages[run.bottleneck]
     asked = mapping.asked
     return [
@@ -204,9 +204,7 @@ def _training(hardware: Hardware, model: LlmModel, prediction: Prediction) -> li
 
 
 def _inference(hardware: Hardware, model: LlmModel, prediction: Prediction) -> list[str]:
-    from deepflow.schedule.inference import run_requests
-
-    model, run = run_requests(hardware, model)
+    model, run = requests_run(hardware, model)
     layout, memory = run.mapping.layout, run.memory
     status = prediction.status + (f": {prediction.reason}" if prediction.reason else "")
     further = prediction.time_per_output_token_s
@@ -369,13 +367,13 @@ def _operators(costs: Iterable[OperatorCost], runs_per_second: float) -> list[st
         else:
             rate = f"{_si(operator.flops / cost.time)}FLOP/s"
         lines.append(
-            f"  {operator.name:44} {_describe(operator):28} {_seconds(cost.time):>10}"
+            f"  {operator.name:44} {describe(operator):28} {_seconds(cost.time):>10}"
             f" {_percent(cost.time * runs_per_second):>8} {rate:>13}  {item.bound}"
         )
     return lines
 
 
-def _describe(operator: Operator) -> str:
+def describe(operator: Operator) -> str:
     match operator:
         case Gemm():
             times = f"{operator.batch} times " if operator.batch > 1 else ""
