@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any, NoReturn
 
+from deepflow import completion
 from deepflow.command_line import SETTINGS, add_point_options, changed, command, load_point
 from deepflow.errors import DeepFlowError
 from deepflow.version import MODEL_VERSION, __version__
@@ -23,15 +24,41 @@ from deepflow.version import MODEL_VERSION, __version__
 _EXAMPLES = """examples:
   deepflow predict --hardware configs/hardware-config/nvidia_h100_sxm_80gb.yaml \\
       --model configs/model-config/Llama2-7B.yaml --set parallelism.tensor=2
-  deepflow explain --hardware H.yaml --model M.yaml
-  deepflow sweep points sweeps/gemm_shapes.yaml
+  deepflow explain --hardware H.yaml --model M.yaml        # where the time goes
+  deepflow sensitivity --hardware H.yaml --model M.yaml    # which parameter matters most
+  deepflow sweep points sweeps/gemm_shapes.yaml            # what a sweep is made of
   snakemake --cores all --config sweeps=sweeps/gemm_shapes.yaml
+  deepflow report sweeps/gemm_shapes.yaml                  # a page about its results
+  deepflow search searches/lstm_64_devices.yaml            # the best machine in a space
+
+'deepflow COMMAND --help' says more. 'deepflow doctor' finds out what is missing here.
+"""
+_PREDICT = """examples:
+  deepflow predict --hardware configs/hardware-config/nvidia_h100_sxm_80gb.yaml \\
+      --model configs/model-config/Llama2-7B.yaml --set parallelism.tensor=2
+  deepflow predict --hardware H.yaml --model M.yaml --json --output point.json
+  deepflow predict --hardware H.yaml --model M.yaml --set model.run_type=inference \\
+      --set model.output_len=512 --framework configs/framework-config/vllm.yaml
+  deepflow predict --hardware H.yaml --model M.yaml --backend astra
+
 """
 
-_COMMANDS = {
+COMMANDS = {
     "predict": ("predict one point", "cli:add_predict_command"),
-    "explain": ("show where the time of a point goes, and why", "cli:add_explain_command"),
+    "explain": (
+        "show where the time of a point goes, and why",
+        "explain.command:add_explain_command",
+    ),
+    "sensitivity": (
+        "find which hardware parameters matter most at a point",
+        "sensitivity.command:add_sensitivity_command",
+    ),
+    "compare": ("show what differs between two results", "compare.command:add_compare_command"),
     "sweep": ("look into a sweep, or do one step of it", "sweep.command:add_sweep_command"),
+    "report": (
+        "write a page about a sweep or a search that has been run",
+        "report.command:add_report_command",
+    ),
     "search": ("look for the best machine in a space", "search.command:add_search_command"),
     "validate": (
         "predict every row of a table of measurements",
@@ -47,6 +74,18 @@ _COMMANDS = {
     ),
     "config": ("work on configuration files", "config.commands:add_config_command"),
     "schema": ("print a JSON Schema, for editors", "cli:add_schema_command"),
+    "reference": (
+        "write the reference pages of keys, columns and commands",
+        "reference:add_reference_command",
+    ),
+    "doctor": (
+        "check versions, simulator, cluster and permissions",
+        "doctor:add_doctor_command",
+    ),
+    "completion": (
+        "print what teaches your shell to complete",
+        "completion:add_completion_command",
+    ),
     "astra-sim": (
         "simulate Chakra traces with ASTRA-sim's options",
         "astra.command:add_astra_sim_command",
@@ -70,7 +109,9 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A wrong command line raises SystemExit(2)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser(first=given[0] if given else "")
+    if completion.ASKED in os.environ:
+        completion.complete(parser_for)
+    parser = parser_for(first=given[0] if given else "")
     options, unknown = parser.parse_known_args(given)
     if unknown and not getattr(options, "accepts_unknown_options", False):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -102,7 +143,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"deepflow: warning: {message}", file=sys.stderr)
 
 
-def _parser(first: str) -> _Parser:
+def parser_for(first: str) -> _Parser:
     """The command line; of the commands only ``first``, which is called, gets its options."""
     parser = _Parser(
         prog="deepflow",
@@ -114,7 +155,7 @@ def _parser(first: str) -> _Parser:
         "--version", action="version", version=f"deepflow {__version__} (model {MODEL_VERSION})"
     )
     commands = parser.add_subparsers(metavar="command", required=True)
-    for name, (purpose, home) in _COMMANDS.items():
+    for name, (purpose, home) in COMMANDS.items():
         if name == first:
             module, add = home.split(":")
             getattr(import_module(f"deepflow.{module}"), add)(commands)
@@ -125,7 +166,7 @@ def _parser(first: str) -> _Parser:
 
 def add_predict_command(commands: Any) -> None:
     """Adds ``predict`` to the ``deepflow`` command."""
-    predict = command(commands, "predict", _predict, "predict one point", SETTINGS)
+    predict = command(commands, "predict", _predict, "predict one point", _PREDICT + SETTINGS)
     add_point_options(predict)
     predict.add_argument("--json", action="store_true", help="one JSON object with all columns")
     predict.add_argument("--output", metavar="FILE", help="write there, not to the screen")
@@ -144,14 +185,6 @@ def add_predict_command(commands: Any) -> None:
         metavar="DIR",
         help="read results of your ASTRA-sim there (astra-collective) instead of running it",
     )
-
-
-def add_explain_command(commands: Any) -> None:
-    """Adds ``explain`` to the ``deepflow`` command."""
-    explain = command(
-        commands, "explain", _explain, "show where the time of a point goes, and why", SETTINGS
-    )
-    add_point_options(explain)
 
 
 def add_schema_command(commands: Any) -> None:
@@ -202,19 +235,6 @@ def _collectives(folder: str | None) -> AbstractContextManager[None]:
     from deepflow.astra.store import stored_collectives
 
     return stored_collectives(folder)
-
-
-def _explain(options: argparse.Namespace) -> None:
-    from deepflow.config import with_overrides
-    from deepflow.explain import explain
-    from deepflow.hardware import derive_hardware
-
-    hardware, model, changes = load_point(options)
-    print(
-        explain(
-            derive_hardware(with_overrides(hardware, changes[0])), with_overrides(model, changes[1])
-        )
-    )
 
 
 def _schema(options: argparse.Namespace) -> None:

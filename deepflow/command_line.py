@@ -51,12 +51,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         dest="settings",
         action="append",
         default=[],
-        type=_path_and_value,
+        type=path_and_value,
         help="change one key; may be given again",
     )
 
 
-def _path_and_value(text: str) -> str:
+def path_and_value(text: str) -> str:
+    """The type of an argument PATH=VALUE."""
     if not text.partition("=")[0].strip() or "=" not in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not PATH=VALUE")
     return text
