@@ -25,12 +25,13 @@ PYTEST_ARGS ?=
 unexport PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format benchmark versions clean
+.PHONY: help run test lint docs format benchmark versions clean
 
 help:
 	@echo "make run        set up, run the example sweeps, say where tables and plots are"
 	@echo "make test       set up, run the tests"
 	@echo "make lint       set up, check style, types and workflow"
+	@echo "make docs       set up, build the documentation in docs/_build"
 	@echo "make format     rewrite Python and Snakemake files in the project's style"
 	@echo "make benchmark  measure speed and overhead (several minutes)"
 	@echo "make clean      remove the environment and caches (results/ stays)"
@@ -54,7 +55,12 @@ $(VENV)/run.stamp: pyproject.toml | $(VENV)/environment.stamp
 
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/environment.stamp
 	@echo "Installing DeepFlow and the development tools into $(VENV) ..."
-	@$(INSTALL) '.[dev]'
+	@$(INSTALL) '.[dev,browser]'
+	@touch $(VENV)/run.stamp $@
+
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/environment.stamp
+	@echo "Installing DeepFlow and what builds its documentation into $(VENV) ..."
+	@$(INSTALL) '.[docs]'
 	@touch $(VENV)/run.stamp $@
 
 run: $(VENV)/run.stamp
@@ -73,6 +79,10 @@ lint: $(VENV)/dev.stamp
 	$(VENV_PYTHON) -m mypy deepflow
 	$(VENV_PYTHON) -m snakefmt --check Snakefile rules
 	$(VENV_PYTHON) -m snakemake --lint
+
+docs: $(VENV)/docs.stamp
+	$(VENV_PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build
+	@echo "docs/_build/index.html"
 
 format: $(VENV)/dev.stamp
 	$(VENV_PYTHON) -m ruff check --fix .

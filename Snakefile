@@ -5,6 +5,7 @@
 #   snakemake --cores 1 results/<sweep>/points/<id>.json          one point (deepflow sweep points)
 #   snakemake --cores all validate --config tables=DIR            tables of measurements, predicted
 #   snakemake --cores all results/searches/NAME/best.txt          a search of searches/
+#   snakemake --cores all report                                  a page about each sweep
 #   snakemake --dry-run                                           what would run, and why
 
 
@@ -13,8 +14,11 @@ include: "rules/astra.smk"
 include: "rules/sweep.smk"
 include: "rules/gather.smk"
 include: "rules/plot.smk"
+include: "rules/sensitivity_common.smk"
+include: "rules/sensitivity.smk"
 include: "rules/search_common.smk"
 include: "rules/search.smk"
+include: "rules/report.smk"
 include: "rules/validate.smk"
 
 

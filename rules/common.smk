@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shutil
 import signal
 import sys
 import time
@@ -52,6 +53,8 @@ VALIDATION = "results/validation"
 COLLECTIVES = "results/collectives"
 # Collectives that points need, by the names of their files; and these files by sweep and point.
 NEEDED, FOUND = {}, {}
+# Of a search in the gallery: more take longer than some minutes.
+MOST_EVALUATIONS = 20_000
 DEFAULT_SWEEPS = ["sweeps/gemm_shapes.yaml", "sweeps/llama2_70b_parallelism_h100.yaml"]
 
 
@@ -137,6 +140,10 @@ def get_whole_sweep(name):
     sweep = get_sweep(name)
     try:
         check_plots(sweep.plots, list(summary_columns(sweep)), sweep.file)
+        if sweep.sensitivity is not None:
+            from deepflow.sensitivity.sweeps import check_figures
+
+            check_figures(sweep)
         print(sweep.summary, file=sys.stderr)
     except DeepFlowError as error:
         stop(str(error))
@@ -148,7 +155,34 @@ def sweep_targets(name):
     sweep = get_whole_sweep(name)
     targets = [f"results/{name}/summary.parquet"]
     targets += [f"results/{name}/summary.csv"] if sweep.csv else []
-    return targets + [f"results/{name}/plots/{plot.name}.png" for plot in sweep.plots]
+    targets += [f"results/{name}/plots/{plot.name}.png" for plot in sweep.plots]
+    if sweep.sensitivity is not None:
+        figures = sweep.sensitivity.figures
+        targets.append(f"results/{name}/sensitivity.parquet")
+        targets += [
+            f"results/{name}/sensitivity/plots/{figure.name}.png" for figure in figures
+        ]
+    return targets
+
+
+def example_figures(wildcards):
+    """A figure for each sweep that DeepFlow comes with, and for searches of some minutes.
+
+    Of a sweep the first; of a search the second, if it has more than convergence.
+    """
+    from deepflow.search.plots import plot_names
+
+    figures = [
+        f"results/{name}/plots/{get_sweep(name).plots[0].name}.svg"
+        for name in sorted(path.stem for path in Path("sweeps").glob("*.yaml"))
+    ]
+    for name in sorted(path.stem for path in Path("searches").glob("*.yaml")):
+        search = get_search(name)
+        starts = len(search.cases) * search.optimizer.starts
+        if starts * search.optimizer.evaluations <= MOST_EVALUATIONS:
+            figure = plot_names(search)[:2][-1]
+            figures.append(f"{SEARCHES}/{name}/plots/{figure}.svg")
+    return figures
 
 
 def gathered_files(wildcards):
@@ -300,6 +334,16 @@ def settle_times(files):
     for file in files:
         if os.stat(file).st_mtime > now:
             os.utime(file, (now, now))
+
+
+def copy_figures(files, folder, log):
+    """Copy figures to where the documentation shows them, under the names of their examples."""
+    copies = {file: Path(folder, f"{Path(file).parents[1].name}.svg") for file in files}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for file, target in copies.items():
+        shutil.copyfile(file, target)
+    lines = [f"{target} is a copy of {file}\n" for file, target in copies.items()]
+    Path(log).write_text("".join(lines))
 
 
 def deepflow(arguments, log):

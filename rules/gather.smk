@@ -28,7 +28,13 @@ rule csv:
     input:
         "results/{sweep}/summary.parquet",
     output:
-        "results/{sweep}/summary.csv",
+        report(
+            "results/{sweep}/summary.csv",
+            caption="captions/table.rst",
+            category="{sweep}",
+            subcategory="points",
+            labels={"what": "table"},
+        ),
     log:
         "results/{sweep}/logs/csv.log",
     run:

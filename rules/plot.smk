@@ -1,8 +1,11 @@
-# The figures that a sweep asks for.
+# The figures that a sweep asks for, and those of the gallery in docs/.
+#
+#   snakemake --cores all figures            docs/images: a figure for each example
 
 
 localrules:
     plot,
+    figures,
 
 
 rule plot:
@@ -10,11 +13,17 @@ rule plot:
         "results/{sweep}/summary.parquet",
     output:
         png="results/{sweep}/plots/{plot}.png",
-        svg="results/{sweep}/plots/{plot}.svg",
+        svg=report(
+            "results/{sweep}/plots/{plot}.svg",
+            caption="captions/figure.rst",
+            category="{sweep}",
+            subcategory="figures",
+            labels={"what": "{plot}"},
+        ),
     log:
         "results/{sweep}/logs/plots/{plot}.log",
     params:
-        drawing=lambda wildcards: repr(get_part("plot", wildcards)),
+        drawing=lambda wildcards: get_part("plot", wildcards).fingerprint,
     run:
         settle_times(input)
         deepflow(
@@ -22,3 +31,14 @@ rule plot:
             + ["--summary", input[0], "--output", output.png, output.svg],
             log[0],
         )
+
+
+# Without outputs, so that it looks at what the figures are made from whenever somebody asks.
+rule figures:
+    input:
+        example_figures,
+    log:
+        "results/logs/figures.log",
+    run:
+        settle_times(input)
+        copy_figures(input, "docs/images", log[0])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from deepflow.cli import main
 from test_workflow import BREAK_ON_PURPOSE, Project, Run, new_project
 from tests.local_slurm import LocalSlurm, missing, running
 
@@ -24,6 +25,13 @@ hardware: hardware/first.yaml
 model: configs/model-config/GEMM.yaml
 set: {model.backward: false}
 grid: {model.M: [64, 256], model.N: [512, 1024]}
+"""
+SEARCH = """\
+hardware: configs/hardware-config/budgeted_accelerator.yaml
+model: configs/model-config/GEMM.yaml
+technology: {memory: [HBM2E, HBM3]}
+variables: {hardware.area_breakdown.core: {low: 300, high: 500}}
+optimizer: {evaluations: 12}
 """
 POINTS = SWEEP + "points_per_job: 1\n"
 SHARDS = SWEEP + "points_per_job: 2\n"
@@ -171,3 +179,22 @@ def test_ctrl_c_takes_the_jobs_along(slurm: LocalSlurm, project: Project) -> Non
         text, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, text
     assert not slurm.ask("squeue", "--states=running,pending")
+
+
+def test_starts_of_a_search_are_jobs(
+    slurm: LocalSlurm, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project.folder / "searches").mkdir()
+    (project.folder / "searches" / "small.yaml").write_text(SEARCH)
+    target = "results/searches/small/best.txt"
+    # Its jobs take seconds and do not wait for each other.
+    soon = ("--slurm-init-seconds-before-status-checks", "5")
+    submitted = project.snakemake("--profile", "profiles/slurm", *QUICK, *soon, target)
+    assert submitted.code == 0, submitted.text
+    jobs = slurm.ask("squeue", "--states=all", "--format=%k %T")
+    assert sorted(job for job in jobs if "search_start" in job) == [
+        f"rule_search_start_wildcards_small_memory={name}_0 COMPLETED" for name in ("HBM2E", "HBM3")
+    ]
+    monkeypatch.chdir(project.folder)
+    assert main(["search", "searches/small.yaml", "--results", "here"]) == 0
+    assert Path(target).read_text() == Path("here/best.txt").read_text()

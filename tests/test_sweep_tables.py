@@ -1,10 +1,8 @@
-"""From predicted points to tables and figures, without Snakemake."""
+"""From predicted points to tables, without Snakemake."""
 
 from __future__ import annotations
 
 import json
-import re
-import struct
 from pathlib import Path
 
 import pandas as pd
@@ -12,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from deepflow.cli import main
-from deepflow.errors import ConfigError, DeepFlowError
+from deepflow.errors import DeepFlowError
 from deepflow.prediction import COLUMNS
 from deepflow.sweep.expand import load_sweep
-from deepflow.sweep.plots import check_plots, draw_plot
+from deepflow.sweep.plots import draw_plot
 from deepflow.sweep.points import Sweep
 from deepflow.sweep.tables import METADATA_KEY, gather, summary_columns, write_csv, write_shard
 
@@ -201,104 +199,3 @@ def test_a_damaged_table_is_named(folder: Path, summary: Path, tmp_path: Path) -
         with pytest.raises(DeepFlowError, match="is damaged"):
             use()
     assert [path.name for path in tmp_path.iterdir()] == ["summary.parquet.unusable"]
-
-
-PLOTS = {
-    "line": "{kind: line, x: bandwidth, y: time_s, hue: tensor, goal: minimum, log_x: true}",
-    "band": "{kind: line, x: tensor, y: tokens_per_second, style: micro_batch_size}",
-    "scatter": "{kind: scatter, x: tensor, y: energy_j, hue: bandwidth, log_y: true}",
-    "heatmap": "{kind: heatmap, x: tensor, y: bandwidth, value: time_s, goal: minimum}",
-    "pareto": "{kind: pareto, x: peak_memory_bytes, y: time_s, hue: tensor, label: [tensor]}",
-    "fronts": "{kind: pareto, x: tokens_per_second, y: energy_j, goal_x: maximum,"
-    " hue: tensor, fronts: tensor, label: [bandwidth]}",
-    "breakdown": "{kind: breakdown, best: 3}",
-    "bars": "{kind: breakdown, x: tensor, title: Bars}",
-    "nothing": "{kind: line, x: tensor, y: time_s, where: tensor > 100}",
-}
-SHOWN = {
-    "line": ["time (s)", "bandwidth (TB/s)", "tensor", "3.352", "Which split is best?"],
-    "band": ["tokens per second (k/s)", "mean of the points", "micro batch size"],
-    "scatter": ["energy (kJ)", "bandwidth", "2 TB/s"],
-    "heatmap": ["time (s)", "bandwidth", "2 TB/s", "gray: no point"],
-    "pareto": ["peak memory (GB)", "Pareto front", "less peak memory and less time"],
-    "fronts": ["front of 2 (", "TB/s", "more tokens per second and less energy are better"],
-    "breakdown": ["time (s)", "matrix multiplication", "part of the time", "the 3 fastest points"],
-    "bars": ["Bars", "the fastest point for each tensor"],
-    "nothing": ["nothing to draw: 0 of 40 points"],
-}
-
-
-@pytest.mark.parametrize("name", PLOTS)
-def test_figures_are_readable(folder: Path, summary: Path, name: str) -> None:
-    plot = PLOTS[name][:-1] + f", name: {name}}}"
-    sweep = load(folder, SWEEP + f"plots: [{plot}]\n", "plots")
-    check_plots(sweep.plots, list(summary_columns(sweep)), sweep.file)
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    draw_plot(sweep.plot(name), summary, [png, svg], sweep.file)
-    assert struct.unpack(">II", png.read_bytes()[16:24]) == (1200, 800)
-    text = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", svg.read_text()))
-    for part in [*SHOWN[name], "infeasible"]:
-        assert part in text, f"{part!r} is not in the figure: {text}"
-    first = svg.read_bytes()
-    draw_plot(sweep.plot(name), summary, [svg], sweep.file)
-    assert svg.read_bytes() == first
-
-
-def test_a_short_logarithmic_axis_has_numbers(folder: Path, summary: Path) -> None:
-    plot = "{kind: scatter, x: hardware, y: time_s, log_y: true, name: short, where: tensor == 2}"
-    sweep = load(folder, SWEEP + f"plots: [{plot}]\n", "short")
-    draw_plot(sweep.plot("short"), summary, [folder / "short.svg"], sweep.file)
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", (folder / "short.svg").read_text())
-    assert len([text for text in texts if re.fullmatch(r"[0-9.]+", text)]) >= 3
-
-
-def beaten(point: tuple[float, float], points: list[tuple[float, float]]) -> bool:
-    """Whether another one has less x and more y, or one of them and the other equal."""
-    return any(x <= point[0] and y >= point[1] and (x, y) != point for x, y in points)
-
-
-def test_the_pareto_front_is_the_points_that_no_other_beats(folder: Path, summary: Path) -> None:
-    plot = "{kind: pareto, x: peak_memory_bytes, y: tokens_per_second, goal: maximum, name: front}"
-    sweep = load(folder, SWEEP + f"plots: [{plot}]\n", "front")
-    draw_plot(sweep.plot("front"), summary, [folder / "front.svg"], sweep.file)
-    table = pd.read_parquet(summary)
-    rows = table[table["status"] == "ok"]
-    points = list(zip(rows["peak_memory_bytes"], rows["tokens_per_second"], strict=True))
-    front = {point for point in points if not beaten(point, points)}
-    assert f"Pareto front ({len(front)})" in (folder / "front.svg").read_text()
-
-
-def test_each_value_of_a_column_can_have_its_own_front(folder: Path, summary: Path) -> None:
-    plot = (
-        "{kind: pareto, x: tokens_per_second, goal_x: maximum, y: peak_memory_bytes,"
-        " fronts: tensor, name: fronts}"
-    )
-    sweep = load(folder, SWEEP + f"plots: [{plot}]\n", "fronts")
-    draw_plot(sweep.plot("fronts"), summary, [folder / "fronts.svg"], sweep.file)
-    table = pd.read_parquet(summary)
-    for tensor, rows in table[table["status"] == "ok"].groupby("tensor"):
-        points = list(zip(rows["peak_memory_bytes"], rows["tokens_per_second"], strict=True))
-        front = {point for point in points if not beaten(point, points)}
-        assert f"front of {tensor} ({len(front)})" in (folder / "fronts.svg").read_text()
-
-
-@pytest.mark.parametrize(
-    ("plot", "message"),
-    [
-        ("{kind: line, x: tensr, y: time_s}", "did you mean 'tensor'"),
-        ("{kind: line, x: tensor, y: time}", "no column is called 'time'"),
-        ("{kind: breakdown, where: tesnor > 1}", "unknown name 'tesnor'"),
-    ],
-)
-def test_a_column_that_does_not_exist_is_refused(folder: Path, plot: str, message: str) -> None:
-    sweep = load(folder, SWEEP + f"plots: [{plot}]\n", "columns")
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        check_plots(sweep.plots, list(summary_columns(sweep)), sweep.file)
-
-
-def test_a_heatmap_with_several_points_per_cell_needs_a_goal(folder: Path, summary: Path) -> None:
-    plot = "{kind: heatmap, x: tensor, y: bandwidth, value: time_s, name: heat}"
-    sweep = load(folder, SWEEP + f"plots: [{plot}]\n", "heat")
-    with pytest.raises(ConfigError, match="say by goal which one counts"):
-        draw_plot(sweep.plot("heat"), summary, [folder / "heat.png"], sweep.file)
-    assert not (folder / "heat.png").exists()

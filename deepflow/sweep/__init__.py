@@ -11,5 +11,7 @@
 ``files``     writing results
 ``run``       predict points
 ``tables``    rows to Parquet and CSV, with types, units and metadata
-``plots``     the figures a sweep asks for
+``plots``     the figures a sweep asks for: their rows and captions
+``figures``   drawing them
+``labels``    words, units and ticks of figures
 """

@@ -34,6 +34,26 @@ def add_sweep_command(commands: Any) -> None:
     plot.add_argument(
         "--output", metavar="FILE", nargs="+", required=True, help="files to write: .png, .svg"
     )
+    _add_sensitivity_steps(steps)
+
+
+def _add_sensitivity_steps(steps: Any) -> None:
+    """The steps of sweeps that ask for sensitivities."""
+    shard = _step(steps, "sensitivity-shard", _sensitivity_shard, "analyse the points of a shard")
+    shard.add_argument("shard", metavar="SHARD", help="name, such as 03of32")
+    shard.add_argument("--output", metavar="FILE", required=True, help="Parquet file to write")
+    shard.add_argument("--expect-digest", metavar="DIGEST", help="as for predict")
+    gather = _step(
+        steps, "sensitivity-gather", _sensitivity_gather, "make one table of all sensitivities"
+    )
+    gather.add_argument("--results", metavar="DIR", required=True, help="results of this sweep")
+    gather.add_argument("--output", metavar="FILE", required=True, help="Parquet file to write")
+    plot = _step(steps, "sensitivity-plot", _sensitivity_plot, "draw one figure of sensitivities")
+    plot.add_argument("plot", metavar="NAME", help="name, such as 1-tornado")
+    plot.add_argument("--table", metavar="FILE", required=True, help="table to draw")
+    plot.add_argument(
+        "--output", metavar="FILE", nargs="+", required=True, help="files to write: .png, .svg"
+    )
 
 
 def _step(steps: Any, name: str, run: Any, purpose: str) -> argparse.ArgumentParser:
@@ -91,3 +111,27 @@ def _plot(options: argparse.Namespace) -> None:
 
     sweep = load_sweep(options.sweep)
     draw_plot(sweep.plot(options.plot), options.summary, options.output, sweep.file)
+
+
+def _sensitivity_shard(options: argparse.Namespace) -> None:
+    from deepflow.sensitivity.sweeps import finer, write_shard
+    from deepflow.sweep.expand import load_sweep
+
+    sweep = load_sweep(options.sweep)
+    if options.expect_digest not in (None, finer(sweep).shard(options.shard).digest):
+        raise changed(f"{options.sweep} or a file that it names")
+    write_shard(sweep, options.shard, options.output)
+
+
+def _sensitivity_gather(options: argparse.Namespace) -> None:
+    from deepflow.sensitivity.sweeps import gather
+    from deepflow.sweep.expand import load_sweep
+
+    gather(load_sweep(options.sweep), options.results, options.output)
+
+
+def _sensitivity_plot(options: argparse.Namespace) -> None:
+    from deepflow.sensitivity.sweeps import draw_figure
+    from deepflow.sweep.expand import load_sweep
+
+    draw_figure(load_sweep(options.sweep), options.plot, options.table, options.output)

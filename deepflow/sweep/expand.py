@@ -6,16 +6,18 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepflow.config import (
     HardwareConfig,
     ModelConfig,
+    flatten,
     load_framework_config,
     load_hardware_config,
     load_model_config,
     read_yaml,
 )
+from deepflow.config.technology import KINDS, TECHNOLOGY_SCHEMA, named, technology_settings
 from deepflow.errors import ConfigError
 from deepflow.sweep import identity
 from deepflow.sweep.plots import parse_plots
@@ -23,6 +25,9 @@ from deepflow.sweep.points import Axis, Base, Sweep
 from deepflow.sweep.schema import SWEEP_SCHEMA, check_object
 from deepflow.sweep.settings import Changes, Setting, canonical_settings, find_file, set_twice
 from deepflow.sweep.where import identifier, parse_condition
+
+if TYPE_CHECKING:
+    from deepflow.sensitivity.sweeps import SweepPlan
 
 MOST_POINTS = 10_000_000
 """Most combinations before ``where``; an array of this many numbers still fits anywhere."""
@@ -73,27 +78,35 @@ def _read_sweep(file: str) -> Sweep:
     if "sample" in content:
         groups.append(_sample(content["sample"], hardware[0], models[0], file))
     paths = [setting.path for group in groups for setting in group[0]]
-    named = [
+    files_vary = [
         kind
         for kind in ("hardware", "model")
         if isinstance(content[kind], list) and len(content[kind]) > 1
     ]
-    names = dict(zip([*named, *paths], identity.short_names([*named, *paths]), strict=True))
     fixed = [
         Setting(path, _scalar(value, f"set.{path}", file), f"set.{path}")
         for path, value in content.get("set", {}).items()
     ]
     if "backend" in content:
         fixed.append(Setting("backend.model", content["backend"], "backend"))
+    technology = _technology(content.get("technology", {}), hardware, models[0], fixed, file)
+    kinds = [*files_vary, *technology]
+    names = dict(zip([*kinds, *paths], identity.short_names([*kinds, *paths]), strict=True))
 
-    first = _changes([[tuple(fixed)], *groups], hardware[0], models[0], file)
+    first = _changes(
+        [[tuple(fixed)], *(list(chosen.values()) for chosen in technology.values()), *groups],
+        hardware[0],
+        models[0],
+        file,
+    )
     axes = [
         _file_axis("hardware", hardware_files, names, file),
         _file_axis("model", model_files, names, file),
         Axis((), ("",), ({},), (tuple(fixed),)),
+        *(_technology_axis(names[kind], chosen) for kind, chosen in technology.items()),
         *(
             _axis(group, changes, names, file)
-            for group, changes in zip(groups, first[1:], strict=True)
+            for group, changes in zip(groups, first[1 + len(technology) :], strict=True)
         ),
     ]
     combinations = math.prod(len(axis.labels) for axis in axes)
@@ -139,7 +152,17 @@ def _read_sweep(file: str) -> Sweep:
         points_per_job_wanted=content.get("points_per_job"),
         plots=parse_plots(content.get("plots", []), file, description or name),
         csv=content.get("csv", False),
+        sensitivity=_sensitivity(content.get("sensitivity", False), file, description or name),
     )
+
+
+def _sensitivity(content: object, file: str, title: str) -> SweepPlan | None:
+    if content is False:
+        return None
+    # Few sweeps ask for it, and the others need not wait for it to be imported.
+    from deepflow.sensitivity.sweeps import parse_sensitivity
+
+    return parse_sensitivity(content, file, title)
 
 
 def _changes(
@@ -198,6 +221,55 @@ def _file_axis(kind: str, files: Sequence[str], names: Mapping[str, str], file: 
     labels = [f"{kind}={identity.value_text(stem)}" for stem in stems]
     _refuse_duplicates(labels, files, kind, file)
     return Axis((kind,), tuple(labels), tuple({kind: stem} for stem in stems), ((),) * len(files))
+
+
+def _technology(
+    given: object,
+    hardware: Sequence[HardwareConfig],
+    model: ModelConfig,
+    fixed: Sequence[Setting],
+    file: str,
+) -> dict[str, dict[str, tuple[Setting, ...]]]:
+    """Kind -> entry -> what it sets, but for keys under ``set``, which win.
+
+    Entries of a kind set the same keys, as the positions of an axis do: what one of them leaves
+    alone is set to the value that the hardware file has.
+    """
+    keys = check_object(given, TECHNOLOGY_SCHEMA, file, "technology")
+    kinds = [kind for kind in KINDS if kind in keys]
+    if kinds and len(hardware) > 1:
+        raise ConfigError(
+            "changes what a hardware file has, and there are several", file=file, key="technology"
+        )
+    taken = canonical_settings(fixed, hardware[0], model, file)[0]
+    found: dict[str, dict[str, tuple[Setting, ...]]] = {}
+    for kind in kinds:
+        place = f"technology.{kind}"
+        entries: dict[str, dict[str, object]] = {}
+        for name in named(keys, kind):
+            settings = technology_settings(kind, name, hardware[0], keys.get("logic_of_file"), file)
+            each = [Setting(path, value, place) for path, value in settings.items()]
+            entries[name] = canonical_settings(each, hardware[0], model, file)[0]
+        every = dict.fromkeys(path for values in entries.values() for path in values)
+        if taken.keys() >= every.keys():
+            raise ConfigError("changes nothing that set leaves open", file=file, key=place)
+        own = flatten(hardware[0])
+        found[kind] = {
+            name: tuple(
+                Setting(f"hardware.{path}", values.get(path, own[path]), place)
+                for path in every
+                if path not in taken
+            )
+            for name, values in entries.items()
+        }
+    return found
+
+
+def _technology_axis(short: str, chosen: Mapping[str, tuple[Setting, ...]]) -> Axis:
+    labels = [f"{short}={identity.value_text(name)}" for name in chosen]
+    return Axis(
+        (short,), tuple(labels), tuple({short: name} for name in chosen), tuple(chosen.values())
+    )
 
 
 def _axis(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from deepflow.sensitivity.sweeps import SweepPlan
+
     Numbers = npt.NDArray[np.int64]
 
 MOST_FILES = 1000
@@ -151,6 +153,7 @@ class Sweep:
     points_per_job_wanted: int | None
     plots: tuple[Plot, ...]
     csv: bool
+    sensitivity: SweepPlan | None
 
     @property
     def axis_names(self) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepflow.config.schema import did_you_mean
+from deepflow.config.technology import TECHNOLOGY_SCHEMA
 from deepflow.errors import ConfigError
 
 _SCALAR = {"type": ["string", "number", "boolean", "null"]}
@@ -83,7 +84,7 @@ _DRAWN = {
     ]
 }
 _COLUMN = {"type": "string", "description": "a result column or the short name of an axis"}
-PLOT_KINDS = ("line", "scatter", "heatmap", "pareto", "breakdown")
+PLOT_KINDS = ("line", "scatter", "heatmap", "pareto", "breakdown", "memory")
 _PLOT = {
     "type": "object",
     "properties": {
@@ -100,12 +101,30 @@ _PLOT = {
         "hue": {**_COLUMN, "description": "column that picks a colour"},
         "style": {**_COLUMN, "description": "column that picks a marker and a dash pattern"},
         "where": {"type": "string", "description": "condition on rows, over all columns"},
-        "log_x": {"type": "boolean", "description": "logarithmic x axis", "default": False},
-        "log_y": {"type": "boolean", "description": "logarithmic y axis", "default": False},
+        "row": {**_COLUMN, "description": "column whose values have a row of panels each"},
+        "column": {**_COLUMN, "description": "column whose values have a column of panels each"},
+        "log_x": {
+            "type": "boolean",
+            "description": "logarithmic x axis (default: where values differ more than 30 times)",
+        },
+        "log_y": {
+            "type": "boolean",
+            "description": "logarithmic y axis (default: where values differ more than 30 times)",
+        },
+        "width": {
+            "enum": ["column", "page"],
+            "description": "85 or 178 mm: one or both columns of a printed page",
+            "default": "page",
+        },
+        "measured": {
+            "type": "string",
+            "description": "line, scatter: CSV file of measured points, with the columns that the"
+            " figure shows in SI units, and <y>_low and <y>_high where there is a range",
+        },
         "best": {
             "type": "integer",
             "minimum": 1,
-            "description": "breakdown: how many of the fastest points, or values of x",
+            "description": "breakdown, memory: how many of the fastest points, or values of x",
             "default": 12,
         },
         "goal": {
@@ -134,6 +153,59 @@ _PLOT = {
     "additionalProperties": False,
 }
 _PATHS = "dotted paths below hardware, model, parallelism or backend"
+
+SENSITIVITY_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "objective": {
+            "type": "string",
+            "description": "result column of which elasticities are found (default: time_s)",
+        },
+        "step": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "description": "small change to each side, in per cent (default: 1)",
+        },
+        "keys": {
+            "type": "array",
+            "items": _NAME,
+            "description": "dotted paths below hardware (default: every number with a value)",
+        },
+        "plots": {
+            "type": "array",
+            "description": "figures of sensitivities",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "kind": {
+                        "enum": ["tornado", "dominant"],
+                        "description": "what doubling and halving does at a point; which parameter"
+                        " has the greatest elasticity over two axes",
+                    },
+                    "name": {
+                        "type": "string",
+                        "pattern": "^[A-Za-z0-9._+-]+$",
+                        "description": "file name without ending (default: number and kind)",
+                    },
+                    "title": {"type": "string", "description": "heading"},
+                    "point": {
+                        "type": "string",
+                        "description": "tornado: id of the point (default: the best that fits)",
+                    },
+                    "x": _COLUMN,
+                    "y": _COLUMN,
+                    "where": {
+                        "type": "string",
+                        "description": "dominant: condition on axes; one point per cell is left",
+                    },
+                },
+                "required": ["kind"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "additionalProperties": False,
+}
 
 SWEEP_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -199,6 +271,12 @@ SWEEP_SCHEMA: dict[str, Any] = {
             " (default: 1 up to 1,000 points)",
         },
         "plots": {"type": "array", "items": _PLOT, "description": "figures of the results"},
+        "technology": TECHNOLOGY_SCHEMA,
+        "sensitivity": {
+            "oneOf": [{"type": "boolean"}, SENSITIVITY_SCHEMA],
+            "description": "also find which hardware parameters matter at each point"
+            " (sensitivity.parquet); true: elasticities of time in all of them",
+        },
         "csv": {
             "type": "boolean",
             "description": "also write summary.csv",
@@ -209,7 +287,8 @@ SWEEP_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 PLOT_SCHEMA: dict[str, Any] = _PLOT
-_TYPES: dict[str, tuple[type[Any], str]] = {
+_TYPES: dict[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
+    "number": ((int, float), "a number"),
     "string": (str, "text"),
     "boolean": (bool, "true, false"),
     "integer": (int, "a whole number"),

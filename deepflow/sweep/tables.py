@@ -66,8 +66,10 @@ def summary_columns(sweep: Sweep) -> dict[str, Column]:
     for axis in sweep.axes:
         for name, setting in zip(axis.names, axis.settings[0], strict=False):
             values = [row[name] for row in axis.columns]
-            unit = _unit(sweep, setting)
-            axes[columns[name]] = Column(_common_type(values), unit, f"axis {setting.path}")
+            # An entry of a technology sets many keys, and its name has no unit.
+            chosen = setting.place.startswith("technology.")
+            unit, path = ("", setting.place) if chosen else (_unit(sweep, setting), setting.path)
+            axes[columns[name]] = Column(_common_type(values), unit, f"axis {path}")
     return {**_BEFORE, **axes, **COLUMNS, **_AFTER}
 
 
@@ -129,7 +131,7 @@ def write_shard(sweep: Sweep, name: str, output: str | Path) -> None:
     """
     shard = sweep.shard(name)
     schema = summary_schema(sweep).with_metadata({b"shard_digest": shard.digest.encode()})
-    _write(_predicted_tables(sweep, shard, schema), schema, output)
+    write_tables(_predicted_tables(sweep, shard, schema), schema, output)
 
 
 def _predicted_tables(sweep: Sweep, shard: Shard, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -245,7 +247,7 @@ def gather(sweep: Sweep, results: str | Path, output: str | Path) -> None:
     else:
         rows = _point_file_rows(sweep, Path(results))
         tables = _tables(rows, axis_columns(sweep), schema)
-    _write(tables, schema, output)
+    write_tables(tables, schema, output)
     _report_fallbacks(output)
 
 
@@ -343,7 +345,8 @@ def _tables(
         yield pa.Table.from_pydict(columns, schema=schema)
 
 
-def _write(tables: Iterator[pa.Table], schema: pa.Schema, output: str | Path) -> None:
+def write_tables(tables: Iterator[pa.Table], schema: pa.Schema, output: str | Path) -> None:
+    """Write ``tables`` one after the other into the Parquet file ``output``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
