@@ -36,7 +36,7 @@ def add_completion_command(commands: Any) -> None:
 def _completion(options: argparse.Namespace) -> None:
     import argcomplete
 
-    print(argcomplete.shellcode(["deepflow"], shell=options.shell))
+    print(argcomplete.shellcode(["deepflow"], True, options.shell))
 
 
 def complete(parser_for: Callable[[str], argparse.ArgumentParser]) -> None:

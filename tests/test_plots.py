@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import seaborn
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from deepflow.errors import ConfigError
 from deepflow.prediction import TIME_COLUMNS
 from deepflow.style import COLORS, WIDTHS, class_looks, fold, new_figure, put_legend, save
+from deepflow.sweep import plots
 from deepflow.sweep.expand import load_sweep
 from deepflow.sweep.plots import MEMORY_COLUMNS, check_plots, draw_plot
 from deepflow.sweep.points import Sweep
@@ -119,6 +122,8 @@ PLOTS = {
     "{kind: memory, x: tensor}": ["peak memory (GB)", "weights", "optimizer", "capacity"],
     "{kind: line, x: tensor, y: time_s, column: recompute, row: micro_batch_size,"
     " hue: bandwidth}": ["micro batch size 1, recompute full", "micro batch size 2"],
+    "{kind: scatter, x: tensor, y: time_s, column: recompute, row: micro_batch_size, where:"
+    " recompute == 'full' or micro_batch_size == 1}": ["micro batch size 2, recompute none"],
     "{kind: heatmap, x: tensor, y: bandwidth, value: time_s, column: recompute, goal: minimum}": [
         "recompute none",
         "recompute full",
@@ -158,6 +163,21 @@ def test_every_panel_has_its_own_values(folder: Path, summary: Path, width: str)
             for value in best[name]:
                 shown = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
                 assert shown in panel, f"{shown} of tensor {name} is not in {panel}"
+
+
+def test_lines_go_through_the_mean_on_logarithmic_axes_too(
+    folder: Path, summary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, _: figures.append(figure))
+    sweep = load(folder, "{kind: line, x: tensor, y: time_s, column: recompute, log_y: true}")
+    draw_plot(sweep.plots[0], summary, [], sweep.file)
+    table = pd.read_parquet(summary)
+    rows = table[table["status"] == "ok"]
+    panels = rows.groupby(["recompute", "tensor"])["time_s"].mean().groupby(level=0)
+    for axes, (_, means) in zip(figures[0].axes, panels, strict=True):
+        assert axes.get_yscale() == "log"
+        assert list(axes.lines[0].get_ydata()) == pytest.approx(list(means))
 
 
 def test_all_points_are_drawn_or_counted(folder: Path, summary: Path) -> None:
@@ -339,6 +359,10 @@ def test_colors_can_be_seen_on_white_and_neighbours_told_apart_in_gray() -> None
     for one, other in pairwise(COLORS):
         light, dark = sorted((lightness(one) + 0.05, lightness(other) + 0.05), reverse=True)
         assert light / dark > 1.15
+
+
+def test_colors_are_those_of_a_palette_for_all_kinds_of_vision() -> None:
+    assert set(COLORS) < {*seaborn.color_palette("colorblind").as_hex(), "#000000"}
 
 
 def test_no_two_classes_look_the_same() -> None:

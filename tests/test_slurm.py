@@ -176,7 +176,12 @@ def test_ctrl_c_takes_the_jobs_along(slurm: LocalSlurm, project: Project) -> Non
     with start(project, "stopped") as process:
         wait_for((project.folder / "slow.job").exists, process)
         process.send_signal(signal.SIGINT)
-        text, _ = process.communicate(timeout=SECONDS)
+        try:
+            text, _ = process.communicate(timeout=SECONDS / 3)
+        except subprocess.TimeoutExpired:
+            # Snakemake has lost one that came while a job ended; people press again.
+            process.send_signal(signal.SIGINT)
+            text, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, text
     assert not slurm.ask("squeue", "--states=running,pending")
 

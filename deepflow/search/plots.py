@@ -192,15 +192,9 @@ def _pareto(search: Search, folder: Path) -> tuple[Figure, str]:
     caption = f"{len(feasible)} feasible of {len(frame)} evaluated designs"
     if feasible.empty:
         return figure, caption
-    looks: dict[str, Any] = {
-        "s": 5,
-        "linewidth": 0,
-        "alpha": 0.4,
-        "rasterized": len(feasible) > MANY,
-    }
-    seaborn.scatterplot(
-        feasible, x=first, y=second, color=GRAY, label="evaluated", ax=axes, **looks
-    )
+    looks: dict[str, Any] = {"color": GRAY, "s": 4, "linewidth": 0, "alpha": 0.4}
+    looks |= {"label": "evaluated", "rasterized": len(feasible) > MANY}
+    seaborn.scatterplot(feasible, x=first, y=second, ax=axes, **looks)
     names = {case: _case_name(case) for case in front["case"].unique()}
     shown = dict(list(names.items())[:FEW])
     best = front["case"].map(shown)

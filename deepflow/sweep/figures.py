@@ -110,19 +110,18 @@ def draw(drawing: Drawing) -> tuple[Figure, str]:
     looks: dict[str, Any] = {}
     if plot.kind != "heatmap":
         drawing, looks = _class_looks(drawing)
-    parts = [_part(drawing, values) for values in panels]
-    for part, axes, values in zip(parts, grid, panels, strict=False):
-        found, note = kinds[plot.kind](part, looks, axes)
+    for axes, values in zip(grid, panels, strict=False):
+        found, note = kinds[plot.kind](_part(drawing, values), looks, axes)
         title = _panel_title(drawing, values)
         if plot.measured and title and note:
             note = f"; {title}: {note.removeprefix('; ')}"
         notes += [note] if note not in notes else []
         handles += [item for item in found if item.get_label() not in _labels(handles)]
         axes.set_title(title)
-    for place, (part, axes) in enumerate(zip(parts, grid, strict=False)):
+    for place, axes in enumerate(grid[: len(panels)]):
         if plot.kind in ("line", "scatter"):
             # Only now: seaborn would take the mean of logarithms on an axis that is shared.
-            _finish(part, axes)
+            _finish(drawing, axes)
         axes.label_outer()
         if place + wide >= len(panels):
             # There may be no panel below, even if this is not the last line.
@@ -300,7 +299,8 @@ def _line(drawing: Drawing, looks: dict[str, Any], axes: Axes) -> tuple[list[Art
     if rows.duplicated([_X, _HUE, _STYLE]).any():
         # The range of points at one place.
         lines |= {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.2, "linewidth": 0}}
-    seaborn.lineplot(rows, ax=axes, **{"errorbar": None, **looks, **lines})
+    if len(rows):
+        seaborn.lineplot(rows, ax=axes, **{"errorbar": None, **looks, **lines})
     handles = _entries(drawing, looks, axes)
     _draw_points(rows[rows["status"] == "out_of_memory"], looks, axes)
     note, differences = "", []
@@ -335,14 +335,8 @@ def _draw_measured(
     low, high = (measured.get(y + ending, measured[y]) for ending in (LOW, HIGH))
     ends = [(measured[y] - low).clip(lower=0), (high - measured[y]).clip(lower=0)]
     if any(end.any() for end in ends):
-        bars: dict[str, Any] = {
-            "fmt": "none",
-            "ecolor": GRAY,
-            "elinewidth": 0.8,
-            "capsize": 2,
-            "zorder": 2.8,
-        }
-        axes.errorbar(measured[_X], measured[_Y], yerr=ends, **bars)
+        bars: dict[str, Any] = {"ecolor": GRAY, "elinewidth": 0.8, "capsize": 2, "zorder": 2.8}
+        axes.errorbar(measured[_X], measured[_Y], yerr=ends, fmt="none", **bars)
     _draw_points(measured, looks, axes, edgecolor="black", linewidth=0.4, zorder=3)
 
 
@@ -541,6 +535,7 @@ def _write(plot: Plot, row: pd.Series[Any], text: str, axes: Axes) -> None:
 def _heatmap(drawing: Drawing, _: object, axes: Axes) -> tuple[list[Artist], str]:
     import seaborn
     from matplotlib.patches import Patch, Rectangle
+    from seaborn.utils import relative_luminance
 
     plot, rows = drawing.plot, drawing.rows
     x, y, value = str(plot.x), str(plot.y), str(plot.value)
@@ -548,10 +543,13 @@ def _heatmap(drawing: Drawing, _: object, axes: Axes) -> tuple[list[Artist], str
     columns, lines = drawing.places[x], drawing.places[y]
     cells = rows.pivot(index=y, columns=x, values=value).reindex(index=lines, columns=columns)
     big, grid = cells.size > 2500, axes.get_subplotspec()
+    least, most = ends_of(drawing, value)
     seaborn.heatmap(
         cells.astype(float),
         cmap=SEQUENTIAL,
         norm=_norm(drawing, value),
+        vmin=least,  # Otherwise seaborn looks for them, even in an empty panel.
+        vmax=most,
         annot=_annotations(drawing, cells, 1 if grid is None else grid.get_gridspec().ncols),
         fmt="",
         linewidths=0 if big else 0.5,
@@ -562,6 +560,12 @@ def _heatmap(drawing: Drawing, _: object, axes: Axes) -> tuple[list[Artist], str
         ax=axes,
     )
     axes.invert_yaxis()
+    mesh: Any = axes.collections[0]
+    mesh.update_scalarmappable()
+    colors = mesh.get_facecolor()[cells.notna().to_numpy().ravel()]
+    for text, color in zip(axes.texts, colors, strict=False):
+        # Half of the colours are too light for seaborn's white.
+        text.set_color("white" if relative_luminance(color) < 0.18 else "black")
     axes.set_facecolor("#E4E4E4")
     axes.grid(visible=False)
     for axis, name, numbers in ((axes.xaxis, x, columns), (axes.yaxis, y, lines)):

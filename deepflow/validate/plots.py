@@ -161,8 +161,10 @@ def _draw_panel(
         ax=axes,
         **looks,
     )
-    handles = {item.get_label(): item for item in take_legend(axes)}
-    present |= {name: handles[name] for name in machines}
+    for handle in take_legend(axes):
+        if handle.get_label() in machines:
+            handle.set(markersize=5, alpha=1)
+            present[str(handle.get_label())] = handle
     factor, unit = 1.0, _unit(rows[0])
     if least > 0:
         factor, unit = scale_of(math.sqrt(least * most), "s") if unit == "s" else (1.0, unit)
