@@ -64,11 +64,11 @@ $(VENV)/docs.stamp: pyproject.toml | $(VENV)/environment.stamp
 	@touch $(VENV)/run.stamp $@
 
 run: $(VENV)/run.stamp
-	$(VENV_PYTHON) -m snakemake --cores $(CORES) $(if $(SWEEPS),--config sweeps="$(SWEEPS)")
+	$(VENV_PYTHON) -m snakemake --cores $(CORES) all report $(if $(SWEEPS),--config sweeps="$(SWEEPS)")
 	@echo
-	@echo "Tables and plots:"
+	@echo "Tables, plots and pages:"
 	@find results \( -name points -o -name shards \) -prune -o \
-	\( -name 'summary.*' -o -name '*.png' \) -print | sort | sed 's/^/  /'
+	\( -name 'summary.*' -o -name '*.png' -o -name report.html \) -print | sort | sed 's/^/  /'
 
 test: $(VENV)/dev.stamp
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)

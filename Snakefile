@@ -6,6 +6,7 @@
 #   snakemake --cores all validate --config tables=DIR            tables of measurements, predicted
 #   snakemake --cores all results/searches/NAME/best.txt          a search of searches/
 #   snakemake --cores all report                                  a page about each sweep
+#   snakemake --cores all figures                                 the figures of docs/gallery.md
 #   snakemake --dry-run                                           what would run, and why
 
 

@@ -74,7 +74,7 @@ one and explains axes and conditions. `deepflow schema sweep` prints the same as
 
 _SEARCH_INTRODUCTION = """\
 A space of machines and what to look for in it.
-[Architecture search](../search.md) shows one and explains it.
+[Architecture search](../architecture-search.md) shows one and explains it.
 `deepflow schema search` prints the same as JSON Schema."""
 
 

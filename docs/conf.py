@@ -43,7 +43,7 @@ NAVIGATION = {
         "report",
         "explain",
         "sensitivity",
-        "search",
+        "architecture-search",
         "technology",
         "slurm",
         "calibration",

@@ -486,6 +486,6 @@ def test_more_of_a_budget_makes_no_design_and_no_best_worse(tmp_path):
 
 
 def test_example_of_the_documentation_loads(tmp_path, repository):
-    page = (repository / "docs/search.md").read_text(encoding="utf-8")
+    page = (repository / "docs/architecture-search.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
     assert len(search_of(tmp_path, example).cases) == 2
