@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from deepflow.errors import DeepFlowError
@@ -63,8 +65,26 @@ def path_and_value(text: str) -> str:
     return text
 
 
-def load_point(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """(hardware, model, canonical changes): the files as they are, and what options change."""
+def file_ending(*endings: str) -> Callable[[str], str]:
+    """The type of an argument that is a file to write, whose ending says the format."""
+
+    def checked(text: str) -> str:
+        if not text.endswith(endings) or Path(text).name in endings:
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(endings)}")
+        return text
+
+    return checked
+
+
+picture = file_ending(".svg", ".png", ".pdf")
+"""The type of an argument that is a picture to draw."""
+
+
+def load_point(options: argparse.Namespace, option: str = "--set") -> tuple[Any, Any, Any]:
+    """(hardware, model, canonical changes): the files as they are, and what options change.
+
+    ``option`` is what errors call the settings.
+    """
     from deepflow.config import load_framework_config, load_hardware_config, load_model_config
     from deepflow.sweep.settings import Setting, canonical_settings, parse_setting
 
@@ -75,7 +95,7 @@ def load_point(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     settings = [parse_setting(text) for text in options.settings]
     if options.backend is not None:
         settings.append(Setting("backend.model", options.backend, "--backend"))
-    return hardware, model, canonical_settings(settings, hardware, model, "--set")
+    return hardware, model, canonical_settings(settings, hardware, model, option)
 
 
 def changed(what: str) -> DeepFlowError:

@@ -199,6 +199,21 @@ TIME_COLUMNS = tuple(
     and name
     not in ("time_s", "time_to_train_s", "time_to_first_token_s", "time_per_output_token_s")
 )
+"""Disjoint parts of ``time_s``."""
+
+MEMORY_COLUMNS = (
+    "weights_bytes",
+    "gradients_bytes",
+    "optimizer_bytes",
+    "kv_cache_bytes",
+    "activations_bytes",
+    "logits_bytes",
+    "temporary_bytes",
+    "buffers_bytes",
+    "allocator_bytes",
+    "reserved_bytes",
+)
+"""Disjoint parts of ``peak_memory_bytes``."""
 
 
 def predict(hardware: Hardware, model: ModelConfig) -> Prediction:

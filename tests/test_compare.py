@@ -326,6 +326,9 @@ def test_max_change_is_a_check(tables, capsys) -> None:
     before, after = str(tables["before"]), str(tables["faster"])
     assert run(capsys, "compare", before, before, "--max-change", "0")[0] == 0
     assert run(capsys, "compare", before, after)[0] == 0
+    for never in ("nan", "-1", "much"):
+        code, _, err = run(capsys, "compare", before, before, "--max-change", never)
+        assert code == 2 and "is not a number from 0 on" in err
     code, out, err = run(capsys, "compare", before, after, "--max-change", "100", "--json")
     assert code == 1 and "one of the sweeps only" in err
     assert json.loads(out)["in_both"] == 4
@@ -362,6 +365,7 @@ def test_a_point_and_a_sweep_or_an_unknown_column_are_refused(tables, pair, caps
     for arguments, named in (
         ([before, str(pair[0])], "one is a point"),
         ([before, before, "--column", "time"], "time_s"),
+        ([str(pair[0]), str(pair[1]), "--column", "time", "--max-change", "1"], "time_s"),
     ):
         code, _, err = run(capsys, "compare", *arguments)
         assert code == 1 and named in err

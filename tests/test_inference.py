@@ -608,7 +608,7 @@ def test_classes_of_time_and_parts_of_memory_add_up(point, asked, waits):
     assert found.time_to_first_token_s <= found.time_s * ROUNDING
 
 
-def test_the_largest_batch_fits_and_one_more_does_not():
+def test_the_largest_batch_counts_its_own_activations_and_logits():
     """On every stage, with the activations and logits that the batch itself needs."""
     cases = (
         ({"tensor": 2}, {}),

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from deepflow.errors import ConfigError
-from deepflow.prediction import TIME_COLUMNS
+from deepflow.prediction import MEMORY_COLUMNS, TIME_COLUMNS
 from deepflow.style import COLORS, WIDTHS, class_looks, fold, new_figure, put_legend, save
 from deepflow.sweep import plots
 from deepflow.sweep.expand import load_sweep
-from deepflow.sweep.plots import MEMORY_COLUMNS, check_plots, draw_plot
+from deepflow.sweep.plots import check_plots, draw_plot
 from deepflow.sweep.points import Sweep
 from deepflow.sweep.tables import gather, summary_columns, write_shard
 from test_workflow import new_project

@@ -330,6 +330,15 @@ def test_damaged_tables_are_set_aside(tmp_path):
         assert not summary.exists()
 
 
+def test_a_file_that_is_no_table_keeps_its_name(tmp_path):
+    sweep, _ = predicted(tmp_path, ONE_POINT)
+    other = tmp_path / "summary.csv"
+    other.write_text("time_s\n1\n")
+    with pytest.raises(DeepFlowError, match=r"summary\.csv is no table of results"):
+        gather_content(sweep_subject(sweep), other)
+    assert other.exists()
+
+
 def test_missing_tables_and_unknown_points_are_errors_of_one_line(tmp_path, capsys):
     sweep, summary = predicted(tmp_path, ONE_POINT)
     capsys.readouterr()

@@ -245,6 +245,16 @@ COMMAND = ["sensitivity", "--hardware", H100, "--model", "configs/model-config/G
 FEW = ["--keys", "hardware.tech_param.DRAM.bandwidth", "hardware.tech_param.core.util"]
 
 
+@pytest.mark.parametrize("command", ["sensitivity", "compare", "explain"])
+def test_pictures_have_an_ending_that_can_be_drawn(command, tmp_path, capsys) -> None:
+    option = "--roofline" if command == "explain" else "--plot"
+    with pytest.raises(SystemExit) as stop:
+        main([command, *COMMAND[1:], option, str(tmp_path / "picture.txt")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "does not end in .svg, .png, .pdf" in error and error.count("\n") == 1
+
+
 def test_command_writes_tables_of_all_kinds_that_agree(capsys, tmp_path: Path) -> None:
     code, out, _ = run(capsys, *COMMAND, *FEW, "--json")
     assert code == 0

@@ -13,6 +13,7 @@ from deepflow.command_line import (
     command,
     load_point,
     path_and_value,
+    picture,
 )
 from deepflow.errors import DeepFlowError
 
@@ -69,15 +70,28 @@ def add_compare_command(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object with everything")
     parser.add_argument(
-        "--plot", metavar="FILE", help="draw a waterfall, of sweeps the changes: .svg, .png"
+        "--plot",
+        metavar="FILE",
+        type=picture,
+        help="draw a waterfall, of sweeps the changes: .svg, .png, .pdf",
     )
     parser.add_argument(
         "--max-change",
         metavar="PERCENT",
-        type=float,
+        type=_percentage,
         help="fail if a point's column changes by more, its status changes, or a point is in one"
         " of the sweeps only",
     )
+
+
+def _percentage(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not value >= 0:  # Neither does "not a number", which no change would exceed.
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return value
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -85,10 +99,18 @@ def _compare(options: argparse.Namespace) -> None:
     from deepflow.compare.report import point_record, point_text, sweep_record, sweep_text
     from deepflow.compare.results import PointResult
     from deepflow.compare.sweeps import compare_sweeps
+    from deepflow.config import did_you_mean
     from deepflow.files import to_json
+    from deepflow.prediction import COLUMNS
 
     a, b = _both(options)
     if isinstance(a, PointResult) and isinstance(b, PointResult):
+        # A check of a column that neither point has would never fail.
+        if options.column not in COLUMNS:
+            raise DeepFlowError(
+                f"{options.column} is no column of a prediction"
+                + did_you_mean(options.column, COLUMNS)
+            )
         points = compare_points(a, b)
         print(to_json(point_record(points)) if options.json else point_text(points))
         if options.plot is not None:
@@ -145,16 +167,16 @@ def _both(options: argparse.Namespace) -> tuple[PointResult | SweepResult, ...]:
         paths = [text.partition("=")[0].strip() for text in options.to]
         kept = [text for text in options.settings if text.partition("=")[0].strip() not in paths]
         other.settings = [*kept, *options.to]
-        results.append(_predicted(other))
+        results.append(_predicted(other, "--set, --to"))
     return tuple(results)
 
 
-def _predicted(options: argparse.Namespace) -> PointResult:
+def _predicted(options: argparse.Namespace, option: str = "--set") -> PointResult:
     from deepflow.compare.results import point_result
     from deepflow.sweep.identity import configuration_digest
     from deepflow.sweep.run import evaluate_or_explain, point_record
 
-    hardware, model, changes = load_point(options)
+    hardware, model, changes = load_point(options, option)
     digest = configuration_digest(hardware, model, changes)
     outcome = evaluate_or_explain(hardware, model, *changes)
     return point_result("predicted now", point_record(outcome, digest, *changes))

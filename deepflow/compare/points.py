@@ -12,24 +12,12 @@ from deepflow.config.hardware import HardwareConfig
 from deepflow.config.model import CollectiveModel, GemmModel, LlmModel, LstmModel, VitModel
 from deepflow.config.schema import key_at
 from deepflow.errors import ConfigError, DeepFlowError
-from deepflow.prediction import COLUMNS, TIME_COLUMNS
+from deepflow.prediction import COLUMNS, MEMORY_COLUMNS, TIME_COLUMNS
 
 ABSENT = "absent"
 """Stands for the value of a key that a configuration does not have, which null is not."""
 
-MEMORY_PARTS = (
-    "weights_bytes",
-    "kv_cache_bytes",
-    "gradients_bytes",
-    "optimizer_bytes",
-    "activations_bytes",
-    "logits_bytes",
-    "temporary_bytes",
-    "buffers_bytes",
-    "allocator_bytes",
-    "reserved_bytes",
-)
-TOTALS = {"time_s": TIME_COLUMNS, "peak_memory_bytes": MEMORY_PARTS}
+TOTALS = {"time_s": TIME_COLUMNS, "peak_memory_bytes": MEMORY_COLUMNS}
 """Columns that are the sum of others."""
 
 REST = "rest"
@@ -104,7 +92,7 @@ def compare_points(a: PointResult, b: PointResult) -> PointComparison:
             continue
         totals[name] = total
         parts[name] = _with_rest(total, [_term(a, b, member) for member in members])
-    used = {*TOTALS, *TIME_COLUMNS, *MEMORY_PARTS}
+    used = {*TOTALS, *TIME_COLUMNS, *MEMORY_COLUMNS}
     others = [
         _term(a, b, name)
         for name, column in COLUMNS.items()

@@ -96,9 +96,21 @@ def technology_settings(
     return settings
 
 
-def named(keys: Mapping[str, Any], kind: str) -> list[str]:
-    """The entries of a kind that ``technology`` names."""
-    names = keys.get(kind, [])
+def named(keys: Mapping[str, Any], kind: str, file: str = "") -> list[str]:
+    """The entries of a kind that ``technology`` names.
+
+    Raises:
+        ConfigError: it names none, which would leave no case or point.
+    """
+    names = keys[kind]
+    if names is None or names == []:
+        raise ConfigError(
+            "names no technology",
+            file=file,
+            key=f"technology.{kind}",
+            value=names,
+            allowed=", ".join(read_library(_FILES[kind])["entries"]),
+        )
     return [str(name) for name in (names if isinstance(names, list) else [names])]
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from deepflow.command_line import SETTINGS, add_point_options, command, load_point
+from deepflow.command_line import (
+    SETTINGS,
+    add_point_options,
+    command,
+    file_ending,
+    load_point,
+    picture,
+)
 from deepflow.errors import DeepFlowError
 
 _EXAMPLES = """examples:
@@ -17,7 +23,6 @@ _EXAMPLES = """examples:
       --schedule schedule.svg --roofline roofline.png
 
 """
-_PICTURES = (".svg", ".png", ".pdf")
 _FEWEST_EVENTS = 10
 
 
@@ -34,6 +39,7 @@ def add_explain_command(commands: Any) -> None:
     explain.add_argument(
         "--trace",
         metavar="FILE",
+        type=file_ending(".json", ".json.gz"),
         help="write what runs when for a trace viewer (.json or .json.gz)",
     )
     explain.add_argument(
@@ -45,13 +51,13 @@ def add_explain_command(commands: Any) -> None:
     explain.add_argument(
         "--schedule",
         metavar="FILE",
-        type=_picture,
+        type=picture,
         help="draw what the stages of a pipeline do when (.svg, .png or .pdf)",
     )
     explain.add_argument(
         "--roofline",
         metavar="FILE",
-        type=_picture,
+        type=picture,
         help="draw operators below the device's rates and bandwidths (.svg, .png or .pdf)",
     )
     explain.add_argument(
@@ -66,12 +72,6 @@ def _events(text: str) -> int:
     if not text.isdigit() or int(text) < _FEWEST_EVENTS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {_FEWEST_EVENTS} on")
     return int(text)
-
-
-def _picture(text: str) -> str:
-    if Path(text).suffix not in _PICTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(_PICTURES)}")
-    return text
 
 
 def _explain(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from deepflow.config import HardwareConfig, ModelConfig, did_you_mean, flatten
 from deepflow.config.schema import key_at
 from deepflow.errors import DeepFlowError
 from deepflow.files import unusable
-from deepflow.prediction import TIME_COLUMNS
+from deepflow.prediction import MEMORY_COLUMNS, TIME_COLUMNS
 from deepflow.report import selection
 from deepflow.report.selection import Figure, Front, Goal
 from deepflow.sweep.plots import Plot
@@ -40,22 +40,6 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 20_000
 MOST_REASONS = 40
-MEMORY_COLUMNS = tuple(
-    f"{part}_bytes"
-    for part in (
-        "weights",
-        "kv_cache",
-        "gradients",
-        "optimizer",
-        "activations",
-        "logits",
-        "temporary",
-        "buffers",
-        "allocator",
-        "reserved",
-    )
-)
-"""Disjoint parts of ``peak_memory_bytes``."""
 _ABOUT_RUNS = ("backend_requested", "backend_used", "fallback_reason")
 _VERSIONS = ("deepflow_version", "model_version")
 _PACKAGES = ("numpy", "pandas", "pyarrow", "snakemake", "plotly")
@@ -106,6 +90,9 @@ class Results:
         import pyarrow.parquet as pq
 
         self.path = str(path)
+        # A damaged table is given another name; a file that never was one has to keep its own.
+        if Path(path).suffix != ".parquet":
+            raise DeepFlowError(f"{path} is no table of results (allowed: .parquet)")
         try:
             self._file: pq.ParquetFile = pq.ParquetFile(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:

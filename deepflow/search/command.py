@@ -31,7 +31,7 @@ examples:
 def add_search_command(commands: Any) -> None:
     """Adds the command to the parser of ``deepflow``."""
     search = command(commands, "search", _search, "look for the best machine in a space", _EXAMPLES)
-    search.add_argument("search", metavar="SEARCH.yaml")
+    search.add_argument("search", metavar="SEARCH.yaml", help="the space and its objectives")
     search.add_argument(
         "--results", metavar="DIR", help=f"where results are (default: {RESULTS}/NAME)"
     )

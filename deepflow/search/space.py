@@ -519,8 +519,15 @@ def _limits(given: Mapping[Any, object], file: str) -> Iterator[Limit]:
         if not keys:
             raise ConfigError("bounds nothing", file=file, key=place, allowed="at_most, at_least")
         for which, value in keys.items():
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ConfigError("is not a number", file=file, key=f"{place}.{which}", value=value)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise ConfigError(
+                    "is not a finite number",
+                    file=file,
+                    key=f"{place}.{which}",
+                    value=value,
+                    allowed="a number in SI units",
+                )
             yield Limit(str(name), float(value), which == "at_most")
         low, high = keys.get("at_least", -math.inf), keys.get("at_most", math.inf)
         if low > high:
@@ -669,7 +676,7 @@ def _technology_axes(given: object, hardware: HardwareConfig, file: str) -> list
     for kind in KINDS:
         if kind not in keys:
             continue
-        names = named(keys, kind)
+        names = named(keys, kind, file)
         axes.append(
             [
                 _Choice(

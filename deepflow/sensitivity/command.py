@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from deepflow.command_line import SETTINGS, add_point_options, changed, command, load_point
+from deepflow.command_line import (
+    SETTINGS,
+    add_point_options,
+    changed,
+    command,
+    load_point,
+    picture,
+)
 from deepflow.errors import InfeasiblePoint
 
 _EXAMPLES = """examples:
@@ -50,7 +57,9 @@ def add_sensitivity_command(commands: Any) -> None:
     parser.add_argument(
         "--output", metavar="FILE", help="write the table there: .csv, .json, .parquet"
     )
-    parser.add_argument("--plot", metavar="FILE", help="draw a tornado there: .svg, .png")
+    parser.add_argument(
+        "--plot", metavar="FILE", type=picture, help="draw a tornado there: .svg, .png, .pdf"
+    )
     parser.add_argument(
         "--allow-infeasible",
         action="store_true",

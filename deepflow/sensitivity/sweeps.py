@@ -23,7 +23,13 @@ from deepflow.prediction import Column
 from deepflow.sensitivity.analysis import Analysis, Plan, analyse, make_plan
 from deepflow.sensitivity.report import PARAMETER_COLUMNS, analysis_record
 from deepflow.sweep.schema import SENSITIVITY_SCHEMA, check_object
-from deepflow.sweep.tables import ROWS_AT_ONCE, arrow_fields, axis_columns, summary_columns
+from deepflow.sweep.tables import (
+    ROWS_AT_ONCE,
+    arrow_fields,
+    axis_columns,
+    read_shards,
+    summary_columns,
+)
 from deepflow.sweep.tables import write_tables as write_parquet
 from deepflow.sweep.where import Condition, identifier, parse_condition
 
@@ -285,26 +291,13 @@ def _point_file_rows(sweep: Sweep, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _shard_tables(sweep: Sweep, folder: Path, schema: pa.Schema) -> Iterator[pa.Table]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     plan = wanted(sweep).plan
-    problems = []
-    for name, shard in finer(sweep).shards.items():
-        file = folder / f"{name}.parquet"
-        try:
-            table = pq.read_table(file, page_checksum_verification=True)
-            digest = table.schema.metadata[b"shard_digest"].decode()
-            table = table.select(schema.names).cast(schema)
-        except (OSError, pa.ArrowException, KeyError, TypeError) as error:
-            problems.append(unusable(file, error))
-            continue
-        if digest != meaning(shard.digest, plan):
-            problems.append(unusable(file))
-            continue
-        yield table
-    if problems:
-        raise all_unusable(problems)
+    # How many parameters a point has only its prediction tells.
+    shards = {
+        folder / f"{name}.parquet": (meaning(shard.digest, plan), None)
+        for name, shard in finer(sweep).shards.items()
+    }
+    yield from read_shards(shards, schema)
 
 
 def draw_figure(sweep: Sweep, name: str, table: str | Path, outputs: Sequence[str | Path]) -> None:

@@ -58,7 +58,7 @@ def _add_sensitivity_steps(steps: Any) -> None:
 
 def _step(steps: Any, name: str, run: Any, purpose: str) -> argparse.ArgumentParser:
     parser = command(steps, name, run, purpose)
-    parser.add_argument("sweep", metavar="SWEEP.yaml")
+    parser.add_argument("sweep", metavar="SWEEP.yaml", help="what is swept")
     return parser
 
 

@@ -246,7 +246,7 @@ def _technology(
     for kind in kinds:
         place = f"technology.{kind}"
         entries: dict[str, dict[str, object]] = {}
-        for name in named(keys, kind):
+        for name in named(keys, kind, file):
             settings = technology_settings(kind, name, hardware[0], keys.get("logic_of_file"), file)
             each = [Setting(path, value, place) for path, value in settings.items()]
             entries[name] = canonical_settings(each, hardware[0], model, file)[0]

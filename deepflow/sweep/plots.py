@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from deepflow.config import did_you_mean
 from deepflow.errors import ConfigError
 from deepflow.files import unusable
-from deepflow.prediction import TIME_COLUMNS
+from deepflow.prediction import MEMORY_COLUMNS, TIME_COLUMNS
 from deepflow.style import Width, new_figure, put_caption, put_title, save
 from deepflow.sweep.schema import PLOT_SCHEMA, check_object
 from deepflow.sweep.settings import find_file
@@ -26,20 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FALLBACK_REASON = "fallback_reason"
-MEMORY_COLUMNS = (
-    "weights_bytes",
-    "gradients_bytes",
-    "optimizer_bytes",
-    "kv_cache_bytes",
-    "activations_bytes",
-    "logits_bytes",
-    "temporary_bytes",
-    "buffers_bytes",
-    "allocator_bytes",
-    "reserved_bytes",
-)
-"""The parts that ``peak_memory_bytes`` consists of."""
-
 STACKS = {
     "breakdown": ("time_s", TIME_COLUMNS),
     "memory": ("peak_memory_bytes", MEMORY_COLUMNS),

@@ -25,11 +25,12 @@ FP32 = 4  # bytes
 # Score-sized matrix products of fused attention; backward, the scores are computed again.
 FORWARD_PASSES, BACKWARD_PASSES = 2, 5
 
-# How the backward pass's products are named; nothing waits for the gradients of weights.
 # What keeps 16 bits where other weights are stored or multiplied in fewer: checkpoints of TensorRT
 # Model Optimizer and LLM Compressor leave it out, and so does the training of DeepSeek-V3 (arXiv
 # 2412.19437, 3.3.1).
 _WIDE = ("vocabulary_projection", "expert_router")
+
+# How the backward pass's products are named; nothing waits for the gradients of weights.
 INPUT_GRADIENT, WEIGHT_GRADIENT = "input_gradient", "weight_gradient"
 
 
