@@ -649,3 +649,28 @@ def test_a_request_needs_no_more_work_than_is_done_for_it():
     for name in ("Llama3.1-8B", "Mixtral-8x7B"):
         found = predict(hardware(tensor=8), model(name, global_batch_size=4, prompt_len=2000))
         assert 0.8 * found.executed_flops < found.model_flops <= found.executed_flops
+
+
+@pytest.mark.parametrize("requests", [5, 8, 11])
+def test_the_last_batch_of_prompts_takes_no_longer_than_its_prompts(requests):
+    """Three prompts fit a batch; a little longer only two do, which is not faster."""
+    software = {"sw_param.max_batched_tokens": 3 * 1024}
+    short, longer = (
+        predict(hardware(**software), model(global_batch_size=requests, prompt_len=length))
+        for length in (1024, 1100)
+    )
+    assert short.executed_flops < longer.executed_flops
+    assert short.time_s < longer.time_s
+    each = predict(hardware(**software), model(global_batch_size=3, prompt_len=1024))
+    assert short.executed_flops == pytest.approx(requests / 3 * each.executed_flops, rel=0.02)
+
+
+def test_more_requests_never_need_less_memory():
+    software = {"sw_param.max_batched_tokens": 4096}
+    used = [
+        predict(
+            hardware(**software), model(global_batch_size=requests, prompt_len=1000)
+        ).peak_memory_bytes
+        for requests in range(1, 14)
+    ]
+    assert used == sorted(used)

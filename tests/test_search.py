@@ -384,6 +384,14 @@ def test_steps_and_logarithms_of_variables():
         ),
         ("objectives", "technology: {memory: HBM9}\nobjectives", "no such technology"),
         ("objectives", "technology: {logic: 5nm}\nobjectives", "logic_of_file"),
+        ("objectives", "technology: {memory: []}\nobjectives", "names no technology"),
+        ("objectives", "constraints: {time_s: {at_most: .nan}}\nobjectives", "finite number"),
+        ("hardware.power_breakdown.TDP", "300 W", "budgets.power.total"),
+        (
+            "objectives",
+            "variables: {model.seq_len: {low: 5, high: 9, step: 8}}\nobjectives",
+            "step",
+        ),
         ("evaluations: 40", "evaluations: 0", "too small"),
         ("evaluations: 40", "method: magic", "method"),
     ],
@@ -395,11 +403,22 @@ def test_mistakes_are_one_clear_line(tmp_path, old, new, named):
     assert "\n" not in str(caught.value)
 
 
-def test_space_without_any_feasible_design_says_so(tmp_path, capsys):
+def test_space_without_any_feasible_design_is_an_error_that_says_why(tmp_path, capsys):
     search_of(tmp_path, SMALL, ("layer_size: 512", "layer_size: 500000"), ("40}", "30}"))
     file = str(tmp_path / "small.yaml")
-    assert main(["search", file, "--results", str(tmp_path / "results")]) == 0
-    assert "no design is feasible" in capsys.readouterr().out
+    assert main(["search", file, "--results", str(tmp_path / "results")]) == 1
+    assert (tmp_path / "results/evaluations.parquet").exists()
+    assert not (tmp_path / "results/best.txt").exists()
+    assert f"{file}: no design is feasible: of " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_constraint_that_no_design_meets_is_named(tmp_path, capsys):
+    search_of(tmp_path, SMALL, ("objectives", "constraints: {time_s: {at_most: 1e-9}}\nobjectives"))
+    file = str(tmp_path / "small.yaml")
+    assert main(["search", file, "--results", str(tmp_path / "results")]) == 1
+    assert "40 miss constraints.time_s.at_most = 1e-09" in capsys.readouterr().err
+    # One case of several may have no feasible design, so a start alone is no error.
+    assert main(["search", file, "--start", "0", "--results", str(tmp_path / "results")]) == 0
 
 
 def test_objective_that_the_model_does_not_have_is_an_error(tmp_path):

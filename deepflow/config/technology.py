@@ -58,6 +58,9 @@ def technology_settings(
     """
     library = read_library(_FILES[kind])
     entry = _entry(library, name, f"technology.{kind}", file)
+    if logic_of_file is not None:
+        # It is checked even where nothing is scaled, as a wrong name is a mistake there too.
+        _entry(read_library(_FILES["logic"]), logic_of_file, "technology.logic_of_file", file)
     if kind != "logic":
         values: dict[str, object] = dict(entry["set"])
         if kind == "memory":

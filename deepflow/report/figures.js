@@ -153,7 +153,9 @@ function axisOf(name, rows, logarithmic) {
   const label = onTwoLines(unit ? `${column.label} (${unit})` : column.label);
   const axis = {title: {text: label}, type: logarithmic ? "log" : "linear"};
   const few = distinct(finite);
-  if (few.length <= FEW && (column.axis || finite.every(Number.isInteger))) {
+  // Counts have a tick each; bytes are whole numbers as well, but lie anywhere.
+  const counts = !column.unit && finite.every(Number.isInteger);
+  if (few.length <= FEW && (column.axis || counts)) {
     axis.tickvals = few.map((value) => value / scale.factor);
     const wide = logarithmic && unit && few.at(-1) >= 1e3 * few[0];
     axis.ticktext = few.map((value) => (wide ? written(value, column.unit) : digits(value / scale.factor)));

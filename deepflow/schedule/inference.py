@@ -166,7 +166,7 @@ class InferenceRun:
 
     mapping: InferenceMapping
     prompt: PassCosts
-    batches: int
+    batches: float
     batch_prompts: int
     pieces: int
     new_tokens: int
@@ -282,7 +282,7 @@ def run_inference(hardware: Hardware, model: LlmModel) -> InferenceRun:
         (prompt.cost + along) * (batches * pieces * mapping.prompting * ranks)
         + step.cost * (alone * mapping.groups * mapping.generating * ranks)
         + handover * (mapping.prompts * mapping.prompting * ranks * layout.pipeline),
-        _memory(hardware, model, mapping, numbers, prompt, at_once, shards),
+        _memory(hardware, model, mapping, numbers, prompt, at_once, queries, shards),
         Phases(
             0.0,
             queue,
@@ -298,10 +298,14 @@ def run_inference(hardware: Hardware, model: LlmModel) -> InferenceRun:
     )
 
 
-def _batched(prompts: int, at_once: int) -> tuple[int, int]:
-    """How many batches ``prompts`` make with ``at_once`` at most, and prompts in each."""
-    batches = -(-prompts // at_once)
-    return batches, -(-prompts // batches)
+def _batched(prompts: int, at_once: int) -> tuple[float, int]:
+    """How many batches ``prompts`` make with ``at_once`` at most, and prompts in each.
+
+    Batches are as even as they can be. Of the last one, which may be smaller, counts the part that
+    there is.
+    """
+    each = -(-prompts // -(-prompts // at_once))
+    return prompts / each, each
 
 
 def time_per_output_token(run: InferenceRun, model: LlmModel) -> float | None:
@@ -739,11 +743,13 @@ def _memory(
     numbers: Numbers,
     prompt: PassCosts,
     at_once: int,
+    queries: int,
     shards: Mapping[str, Block],
 ) -> ServingMemory:
     """Memory of the fullest stage's devices when all sequences have reached their full length.
 
-    ``prompt``: a pass, over as many prompts of ``at_once`` at most as ``_batched`` says.
+    ``prompt``: a pass over ``queries`` positions of each of as many prompts as ``_batched`` says,
+    ``at_once`` at most. A server fills its batches, so there is room for ``at_once``.
     """
     software, layout = hardware.config.sw_param, mapping.layout
     tokens = _held_tokens(model.prompt_tokens + model.output_len, model)
@@ -781,6 +787,9 @@ def _memory(
         of_row = model.vocab_size * (numbers.activation + FP32) if HEAD in counts else 0.0
         found.append(_ServedStage(weights, layers * of_layer, of_row, model.draft_len + 1))
 
+    def rows_of(prompts: int) -> int:
+        return -(-prompts * queries // layout.context)
+
     _, batch_prompts = _batched(mapping.prompts, at_once)
     activations = (largest + 2 * boundary) * numbers.activation
     buffers = 2 * boundary * numbers.activation if layout.tensor * layout.pipeline > 1 else 0.0
@@ -788,7 +797,7 @@ def _memory(
     def used(stage: _ServedStage, sequences: int) -> tuple[float, float, float, float]:
         """Activations, buffers, logits and cache with so many sequences in a replica."""
         prompts = -(-sequences * mapping.generating // mapping.prompting)
-        passed = _batched(prompts, at_once)[1] / batch_prompts
+        passed = rows_of(min(prompts, at_once)) / rows_of(batch_prompts)
         rows = -(-sequences // min(layout.pipeline, sequences)) * stage.positions
         return (
             activations * passed,

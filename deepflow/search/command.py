@@ -94,11 +94,19 @@ def _list(search: Search, results: Path, chosen: Sequence[tuple[Case, int]]) -> 
 
 
 def _show_best(search: Search, results: Path, output: str | Path | None) -> None:
-    """The best design of all, on the screen and in ``output``."""
-    from deepflow.files import atomic_output
-    from deepflow.search.tables import best_text, read_best
+    """The best design of all, on the screen and in ``output``.
 
-    text = best_text(search, read_best(results))
+    Raises DeepFlowError, and leaves no ``output``, if no design is feasible.
+    """
+    from deepflow.files import atomic_output
+    from deepflow.search.tables import best_text, read_best, why_nothing
+
+    ranked = read_best(results)
+    if ranked.empty:
+        if output is not None:
+            Path(output).unlink(missing_ok=True)
+        raise DeepFlowError(f"{search.file}: no design is feasible: {why_nothing(search, results)}")
+    text = best_text(search, ranked)
     print(text)
     if output is not None:
         with atomic_output(output) as temporary:

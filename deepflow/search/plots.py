@@ -116,6 +116,8 @@ def _convergence(search: Search, folder: Path) -> tuple[Figure, str]:
     best = found["best_cost"].astype(float)
     values = 1 / best if OBJECTIVES[objective] and not several else best
     factor, label = 1.0, "cost (weighted mean of objectives)"
+    if several and len({search.weights(start) for start in frame["start"].unique()}) > 1:
+        caption += "; starts weigh the objectives differently"
     if not several:
         factor, label = _scale(objective, values.max())
     last = found.groupby("case")["best_cost"].min().sort_values()

@@ -41,6 +41,7 @@ from deepflow.search.objectives import METRICS, OBJECTIVES
 from deepflow.search.schema import (
     BUDGET_SCHEMA,
     CONSTRAINT_SCHEMA,
+    METHODS,
     OPTIMIZER_SCHEMA,
     SEARCH_SCHEMA,
     STRATEGIES_SCHEMA,
@@ -349,6 +350,17 @@ def load_search(path: str | Path) -> Search:
     _refuse_twice(searched, file)
     optimizer = content.get("optimizer", {})
     check_object(optimizer, OPTIMIZER_SCHEMA, file, "optimizer")
+    saved = any(budget.may_save for budget in budgets)
+    if optimizer.get("method") == "descent" and (
+        variables or saved or optimizer.get("cases") == "together"
+    ):
+        raise ConfigError(
+            "knows budgets that are spent, but no variables, may_save, or cases together",
+            file=file,
+            key="optimizer.method",
+            value="descent",
+            allowed=", ".join(method for method in METHODS if method != "descent"),
+        )
     if optimizer.get("cases") == "together":
         cases, axes = _together(content, hardware, model, searched, file)
         space = replace(space, axes=axes)
@@ -409,9 +421,17 @@ def _budget(
         raise ConfigError("has no parts", file=file, key=place)
     total, total_key = keys["total"], None
     if isinstance(total, str):
-        root, _, total_key = _canonical(total, hardware, model, file, f"{place}.total")[
-            0
-        ].partition(".")
+        shown = f"{place}.total: {total}"
+        if not total.startswith(("hardware.", "model.", "parallelism.", "backend.")):
+            raise ConfigError(
+                "is no key",
+                file=file,
+                key=shown,
+                allowed="a number in the unit of the parts, or the path of a key that has one,"
+                " such as hardware.power_breakdown.TDP",
+            )
+        path, _ = _canonical(total, hardware, model, file, shown)
+        root, _, total_key = path.partition(".")
         total = value_at(hardware, total_key) if root == "hardware" else None
     if not isinstance(total, int | float) or isinstance(total, bool) or not 0 < total < math.inf:
         raise ConfigError(
@@ -473,6 +493,14 @@ def _variable(
         whole = isinstance(step, int) or (isinstance(step, float) and step.is_integer())
         if not isinstance(step, int | float) or isinstance(step, bool) or not 0 < step < math.inf:
             raise ConfigError("is no step", file=file, key=f"{place}.step", value=step)
+        if step > high - low:
+            raise ConfigError(
+                "leaves nothing to search",
+                file=file,
+                key=f"{place}.step",
+                value=step,
+                allowed=f"at most {high - low:g}",
+            )
         if integer and not whole:
             raise ConfigError(
                 "leads to fractions, which the key cannot have",
@@ -731,10 +759,20 @@ def _splits(
             value=wanted,
             allowed="none, or a square hardware.system_hierarchy.num_devices_per_node",
         )
+    kernels = keys.get("kernels", ("CR", "RC"))
+    for kernel in kernels:
+        if kernel not in ("CR", "RC"):
+            raise ConfigError(
+                "is not one of the choices",
+                file=file,
+                key="strategies.kernels",
+                value=kernel,
+                allowed="CR, RC",
+            )
     for strategy in enumerate_strategies(
         devices,
         batch,
-        kernels=keys.get("kernels", ("CR", "RC")),
+        kernels=kernels,
         pipeline_degrees=keys.get("pipeline"),
         powers_of_two=keys.get("powers_of_two", False),
     ):

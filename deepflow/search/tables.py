@@ -296,6 +296,36 @@ def best_text(search: Search, ranked: pd.DataFrame) -> str:
     )
 
 
+def why_nothing(search: Search, folder: str | Path) -> str:
+    """What most of the evaluations in ``folder`` fail by, for a search without a feasible design.
+
+    Raises DeepFlowError if ``evaluations.parquet`` is missing or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = Path(folder) / "evaluations.parquet"
+    metrics = dict.fromkeys(limit.metric for limit in search.limits)
+    columns = ["status", "reason", "overflow", *(name for name in metrics if name != "overflow")]
+    try:
+        frame = pq.read_table(file, columns=columns).to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise unusable(file, error) from None
+    failed: dict[str, int] = {}
+    impossible = frame["status"] == "infeasible"
+    if impossible.any():
+        failed[f"cannot exist ({frame['reason'][impossible].iloc[0]})"] = int(impossible.sum())
+    if search.must_fit:
+        failed["do not fit in memory"] = int((frame["overflow"] > 1).sum())
+    for limit in search.limits:
+        found = frame[limit.metric].astype(float)
+        beyond = found > limit.value if limit.is_upper else found < limit.value
+        bound = "at_most" if limit.is_upper else "at_least"
+        failed[f"miss constraints.{limit.metric}.{bound} = {limit.value:g}"] = int(beyond.sum())
+    counts = sorted(((count, what) for what, count in failed.items() if count), reverse=True)
+    return f"of {len(frame)}, " + ", ".join(f"{count} {what}" for count, what in counts)
+
+
 def predict_command(search: Search, case: Case, design: Sequence[float]) -> str:
     """The command line that predicts a design, to the last digit."""
     command = ["deepflow", "predict", "--hardware", search.hardware_file]
