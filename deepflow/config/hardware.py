@@ -670,20 +670,24 @@ class TechnologyParameters:
     network: NetworkTechnology = option("links to other devices")
 
 
+# Watts or square millimetres of a device, far beyond any: more is a slip of the keyboard.
+MOST = 1e9
+
+
 @record(frozen=True)
 class NetworkArea:
     """Areas of link circuits on the chip, in mm2."""
 
-    intra_node: float = option("links within a node", 0.0, unit="mm2", minimum=0)
-    inter_node: float = option("links between nodes", 0.0, unit="mm2", minimum=0)
+    intra_node: float = option("links within a node", 0.0, unit="mm2", minimum=0, maximum=MOST)
+    inter_node: float = option("links between nodes", 0.0, unit="mm2", minimum=0, maximum=MOST)
 
 
 @record(frozen=True)
 class NetworkPower:
     """Power of links, in W."""
 
-    intra_node: float = option("links within a node", 0.0, unit="W", minimum=0)
-    inter_node: float = option("links between nodes", 0.0, unit="W", minimum=0)
+    intra_node: float = option("links within a node", 0.0, unit="W", minimum=0, maximum=MOST)
+    inter_node: float = option("links between nodes", 0.0, unit="W", minimum=0, maximum=MOST)
 
 
 @record(frozen=True)
@@ -694,11 +698,11 @@ class AreaBudget:
     device_area_budget: float = option(
         "chip and memory stacks together", unit="mm2", above=0, plausible=(1e-2, 1e7)
     )
-    core: float = option("compute", 0.0, unit="mm2", minimum=0)
-    DRAM: float = option("memory controllers", 0.0, unit="mm2", minimum=0)
-    L2: float = option("last-level cache", 0.0, unit="mm2", minimum=0)
-    L1: float = option("shared memory", 0.0, unit="mm2", minimum=0)
-    reg_mem: float = option("registers", 0.0, unit="mm2", minimum=0)
+    core: float = option("compute", 0.0, unit="mm2", minimum=0, maximum=MOST)
+    DRAM: float = option("memory controllers", 0.0, unit="mm2", minimum=0, maximum=MOST)
+    L2: float = option("last-level cache", 0.0, unit="mm2", minimum=0, maximum=MOST)
+    L1: float = option("shared memory", 0.0, unit="mm2", minimum=0, maximum=MOST)
+    reg_mem: float = option("registers", 0.0, unit="mm2", minimum=0, maximum=MOST)
     network: NetworkArea = option("link circuits", NetworkArea())
 
 
@@ -707,13 +711,17 @@ class PowerBudget:
     """Power of each part, in W."""
 
     TDP: float | None = option(
-        "the whole device; checked against the sum of the parts", None, unit="W", above=0
+        "the whole device; checked against the sum of the parts",
+        None,
+        unit="W",
+        above=0,
+        maximum=MOST,
     )
-    core: float = option("compute", 0.0, unit="W", minimum=0)
-    DRAM: float = option("off-chip memory", 0.0, unit="W", minimum=0)
-    L2: float = option("last-level cache", 0.0, unit="W", minimum=0)
-    L1: float = option("shared memory", 0.0, unit="W", minimum=0)
-    reg_mem: float = option("registers", 0.0, unit="W", minimum=0)
+    core: float = option("compute", 0.0, unit="W", minimum=0, maximum=MOST)
+    DRAM: float = option("off-chip memory", 0.0, unit="W", minimum=0, maximum=MOST)
+    L2: float = option("last-level cache", 0.0, unit="W", minimum=0, maximum=MOST)
+    L1: float = option("shared memory", 0.0, unit="W", minimum=0, maximum=MOST)
+    reg_mem: float = option("registers", 0.0, unit="W", minimum=0, maximum=MOST)
     network: NetworkPower = option("links", NetworkPower())
 
 

@@ -441,6 +441,15 @@ def _budget(
             value=total,
             allowed="a number above 0, or the path of a key that has one",
         )
+    most = min(key_at(HardwareConfig, part).option.maximum or math.inf for part in parts)
+    if total > most:
+        raise ConfigError(
+            "is more than its parts may have",
+            file=file,
+            key=f"{place}.total",
+            value=total,
+            allowed=f"at most {most:g}",
+        )
     share = keys.get("share", 1.0)
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
         raise ConfigError(
