@@ -365,6 +365,7 @@ def test_steps_and_logarithms_of_variables():
         ("objectives: time_s", "objectives: []", "objectives"),
         ("hardware.power_breakdown.TDP", "0", "budgets.power.total"),
         ("hardware.power_breakdown.TDP", "-3", "budgets.power.total"),
+        ("hardware.power_breakdown.TDP", "1e300", "budgets.power.total"),
         ("    parts:", "    share: 1.5\n    parts:", "budgets.power.share"),
         ("hardware.power_breakdown.core", "hardware.power_breakdown.cores", "did you mean"),
         ("hardware.power_breakdown.core,", "hardware.power_breakdown.L2,", "twice"),
