@@ -191,13 +191,13 @@ def _put_steps(
 
 
 def _put_many(
-    found: Timeline, process: int, block: Block, count: int, what: str, start: float, end: float
+    found: Timeline, process: int, block: Block, count: float, what: str, start: float, end: float
 ) -> None:
-    """``count`` blocks that are alike as one."""
+    """``count`` blocks that are alike as one; of the last there may be a part only."""
     if count > 0:
         seconds = {name: taken * count for name, taken in block.seconds.items()}
         details = {"aggregated": True, "passes": count}
-        found.add(process, DEVICE, f"{count} {what}", start, end, details, seconds)
+        found.add(process, DEVICE, f"{count:.4g} {what}", start, end, details, seconds)
 
 
 def _prompt_details(run: InferenceRun) -> dict[str, int]:
