@@ -42,6 +42,8 @@ DASHES: tuple[Any, ...] = (
     (0, (6, 1.5, 1, 1.5)),
     (0, (3, 1, 1, 1, 1, 1)),
 )
+MANY = 3000
+"""More points of a class than this are a picture within an SVG file, to keep it small."""
 HATCHES = ("", "///", "\\\\\\", "xxx", "---", "|||", "+++", "/-/-")
 GRAY = "#6E6E6E"
 SEQUENTIAL = "viridis"

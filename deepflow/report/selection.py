@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepflow.config import did_you_mean
 from deepflow.errors import ConfigError
-from deepflow.sweep.plots import Plot
-from deepflow.sweep.where import identifier, parse_condition
+from deepflow.sweep.plots import Plot, columns_read, condition_of, front_of, holds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,15 +133,7 @@ def front_rows(
     frame: pd.DataFrame, x: str, y: str, maximum_x: bool = False, maximum_y: bool = False
 ) -> Rows:
     """Rows that no other beats in ``x`` and ``y``, from the best x to the best y."""
-    complete = frame[[x, y]].dropna()
-    ordered = complete.sort_values([x, y], ascending=[not maximum_x, not maximum_y], kind="stable")
-    if ordered.empty:
-        return _rows(ordered)
-    values = ordered[y]
-    before = (values.cummax() if maximum_y else values.cummin()).shift()
-    improves = values.gt(before) if maximum_y else values.lt(before)
-    improves.iloc[0] = True
-    return _rows(ordered[improves])
+    return _rows(front_of(frame[[x, y]].dropna(), x, y, maximum_x, maximum_y))
 
 
 def usual_front(frame: pd.DataFrame, goal: Goal, costs: Sequence[str] = _COSTS) -> Front | None:
@@ -172,11 +163,7 @@ def figure_columns(plot: Plot, columns: Sequence[str], file: str) -> tuple[list[
                 file=file,
                 key=f"plots: {plot.name}",
             )
-    if plot.where is None:
-        return plot.columns, []
-    names = [identifier(name) for name in columns]
-    condition = parse_condition(plot.where, names, file, f"plots: {plot.name}: where")
-    return plot.columns, [name for name in columns if identifier(name) in condition.names]
+    return plot.columns, columns_read(condition_of(plot, columns, file), columns)
 
 
 def figure_of(plot: Plot, frame: pd.DataFrame, filtered: Sequence[str], file: str) -> Figure:
@@ -189,8 +176,9 @@ def figure_of(plot: Plot, frame: pd.DataFrame, filtered: Sequence[str], file: st
     if len(complete) < len(rows):
         left_out.append(f"{len(rows) - len(complete):,} without these columns")
     rows = complete
-    if plot.where is not None:
-        rows = _where(plot, rows, filtered, file)
+    condition = condition_of(plot, filtered, file)
+    if condition is not None:
+        rows = rows[holds(condition, rows, filtered)]
         if len(rows) < len(complete):
             left_out.append(f"{len(complete) - len(rows):,} by where: {plot.where}")
     caption = f"{len(rows):,} of {total:,} points"
@@ -217,25 +205,6 @@ def figure_of(plot: Plot, frame: pd.DataFrame, filtered: Sequence[str], file: st
         fronts = _fronts(plot, rows)
         kept = _joined([front.rows for front in fronts], kept)
     return Figure(plot, drawn, kept, tuple(fronts), caption)
-
-
-def _where(plot: Plot, rows: pd.DataFrame, filtered: Sequence[str], file: str) -> pd.DataFrame:
-    """Rows for which ``plot.where`` holds; it is evaluated once per combination that it reads."""
-    assert plot.where is not None
-    names = [identifier(name) for name in filtered]
-    condition = parse_condition(plot.where, names, file, f"plots: {plot.name}: where")
-    if not filtered:
-        return rows if condition.holds({}) else rows[:0]
-    known = rows[rows[list(filtered)].notna().all(axis=1)]
-    combined = known.groupby(list(filtered), sort=False, observed=True).ngroup()
-    first = known[~combined.duplicated()]
-    answers = [
-        condition.holds(dict(zip(names, values, strict=True)))
-        for values in first[list(filtered)].astype(object).itertuples(index=False, name=None)
-    ]
-    number = combined[~combined.duplicated()]
-    held = number[answers]
-    return known[combined.isin(held)]
 
 
 def _best_of(rows: pd.DataFrame, value: str, maximum: bool, groups: list[str]) -> Rows:

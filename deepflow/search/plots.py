@@ -14,6 +14,7 @@ from deepflow.search.space import Search
 from deepflow.style import (
     COLORS,
     GRAY,
+    MANY,
     class_dashes,
     class_looks,
     new_figure,
@@ -36,8 +37,6 @@ FEW = len(COLORS)
 
 MOST_BARS = 20
 CASE_CHARACTERS = 40
-MANY = 3000
-"""More points than this are a picture within an SVG file, to keep it small."""
 
 
 def plot_names(search: Search) -> list[str]:

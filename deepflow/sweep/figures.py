@@ -17,6 +17,7 @@ from deepflow.style import (
     DASHES,
     GRAY,
     HATCHES,
+    MANY,
     SEQUENTIAL,
     WIDTHS,
     class_dashes,
@@ -40,7 +41,7 @@ from deepflow.sweep.labels import (
     text_of,
     tick_format,
 )
-from deepflow.sweep.plots import HIGH, LOW, STACKS, Drawing, Plot, fell_back
+from deepflow.sweep.plots import HIGH, LOW, STACKS, Drawing, Plot, fell_back, front_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,9 +51,6 @@ if TYPE_CHECKING:
 
 FEW = 12
 """Up to this many different numbers, each gets its own tick or legend entry."""
-
-MANY = 3000
-"""More points of a class than this are a picture within an SVG file, to keep it small."""
 
 ANNOTATED_CELLS = 100
 NARROWEST = 1.5
@@ -452,13 +450,8 @@ def _capacity(drawing: Drawing, axes: Axes) -> list[Artist]:
 
 
 def _front(plot: Plot, rows: pd.DataFrame) -> pd.DataFrame:
-    """The points that no other beats in both, from the best x to the best y."""
-    x, y, less = str(plot.x), str(plot.y), plot.goal != "maximum"
-    ordered = rows.sort_values([x, y], ascending=[plot.goal_x != "maximum", less])
-    reached = ordered[y].cummin() if less else ordered[y].cummax()
-    improves = ordered[y].lt(reached.shift()) if less else ordered[y].gt(reached.shift())
-    improves.iloc[:1] = True
-    return ordered[improves]
+    best = plot.goal_x == "maximum", plot.goal == "maximum"
+    return front_of(rows, str(plot.x), str(plot.y), *best)
 
 
 def _step_line(

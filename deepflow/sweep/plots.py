@@ -150,7 +150,7 @@ def check_plots(plots: Sequence[Plot], columns: Sequence[str], file: str) -> Non
                     key=f"plots: {plot.name}",
                     allowed=", ".join(columns),
                 )
-        condition = _condition(plot, columns, file)
+        condition = condition_of(plot, columns, file)
         if plot.measured is not None:
             _check_measured(plot, plot.measured, columns, condition)
 
@@ -163,7 +163,7 @@ def _check_measured(
             header = next(csv.reader(lines), [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"cannot be read as a CSV table: {error}", file=file) from None
-    filtered = _filtered(condition, columns)
+    filtered = columns_read(condition, columns)
     for column in [*plot.measured_columns, *filtered]:
         if column not in header:
             raise ConfigError(
@@ -173,15 +173,16 @@ def _check_measured(
             )
 
 
-def _condition(plot: Plot, columns: Sequence[str], file: str) -> Condition | None:
+def condition_of(plot: Plot, columns: Sequence[str], file: str) -> Condition | None:
+    """What ``where`` of a plot of ``columns`` asks for."""
     if plot.where is None:
         return None
     names = [identifier(column) for column in columns]
     return parse_condition(plot.where, names, file, f"plots: {plot.name}: where")
 
 
-def _filtered(condition: Condition | None, columns: Sequence[str]) -> list[str]:
-    """The columns that a condition reads."""
+def columns_read(condition: Condition | None, columns: Sequence[str]) -> list[str]:
+    """Those of ``columns`` that a condition reads."""
     return [name for name in columns if condition and identifier(name) in condition.names]
 
 
@@ -227,8 +228,8 @@ def draw_plot(plot: Plot, summary: str | Path, outputs: Sequence[str | Path], fi
     except (OSError, pa.ArrowException) as error:
         raise unusable(summary, error) from None
     check_plots([plot], schema.names, file)
-    condition = _condition(plot, schema.names, file)
-    filtered = _filtered(condition, schema.names)
+    condition = condition_of(plot, schema.names, file)
+    filtered = columns_read(condition, schema.names)
     parts = STACKS[plot.kind][1] if plot.kind in STACKS else ()
     extra = [*parts, "status", "memory_capacity_bytes", FALLBACK_REASON, *KIND_OF_TIME]
     wanted = dict.fromkeys([*plot.columns, *filtered, *extra])
@@ -251,7 +252,7 @@ def draw_plot(plot: Plot, summary: str | Path, outputs: Sequence[str | Path], fi
         put_caption(figure, f"nothing to draw: {caption}")
     else:
         if condition is not None:
-            table = table[_holds(condition, table, filtered)]
+            table = table[holds(condition, table, filtered)]
         drawing = Drawing(plot, file, table, rows, measured, meanings)
         figure, note = draw(drawing)
         put_caption(figure, caption + of_measured + note)
@@ -272,9 +273,9 @@ def _drawn_rows(
         left_out.append(f"{(by_status & ~complete).sum()} without these columns")
     rows = table[by_status & complete]
     if condition is not None:
-        kept = _holds(condition, rows, filtered)
-        if not all(kept):
-            left_out.append(f"{kept.count(False)} by where: {condition.text}")
+        kept = holds(condition, rows, filtered)
+        if not kept.all():
+            left_out.append(f"{(~kept).sum()} by where: {condition.text}")
         rows = rows[kept]
     caption = f"{len(rows)} of {len(table)} points"
     if left_out:
@@ -286,14 +287,37 @@ def _drawn_rows(
     return rows, caption
 
 
-def _holds(condition: Condition, rows: pd.DataFrame, filtered: Sequence[str]) -> list[bool]:
+def holds(condition: Condition, rows: pd.DataFrame, filtered: Sequence[str]) -> pd.Series[bool]:
+    """Whether ``condition``, which reads the columns ``filtered``, holds for each of ``rows``.
+
+    It is evaluated once per combination of values; it does not hold where one is missing.
+    """
+    import pandas as pd
+
+    if not filtered:
+        return pd.Series(condition.holds({}), index=rows.index)
     names = [identifier(name) for name in filtered]
-    known = rows[list(filtered)].notna().all(axis=1)
-    values = rows[list(filtered)].astype(object).itertuples(index=False, name=None)
-    return [
-        bool(whole) and bool(condition.holds(dict(zip(names, row, strict=True))))
-        for whole, row in zip(known, values, strict=True)
+    known = rows[list(filtered)].dropna()
+    combination = known.groupby(list(filtered), sort=False, observed=True).ngroup()
+    first = ~combination.duplicated()
+    answers = [
+        condition.holds(dict(zip(names, values, strict=True)))
+        for values in known[first].astype(object).itertuples(index=False, name=None)
     ]
+    held = combination.isin(combination[first][answers])
+    return held.reindex(rows.index, fill_value=False)
+
+
+def front_of(
+    rows: pd.DataFrame, x: str, y: str, maximum_x: bool = False, maximum_y: bool = False
+) -> pd.DataFrame:
+    """The rows that no other beats in ``x`` and ``y``, from the best x to the best y."""
+    ordered = rows.sort_values([x, y], ascending=[not maximum_x, not maximum_y], kind="stable")
+    values = ordered[y]
+    before = (values.cummax() if maximum_y else values.cummin()).shift()
+    improves = values.gt(before) if maximum_y else values.lt(before)
+    improves.iloc[:1] = True
+    return ordered[improves]
 
 
 def _measured_rows(
@@ -318,7 +342,7 @@ def _measured_rows(
         raise ConfigError(f"is above {y}{HIGH} in a row", file=file, key=y + LOW)
     kept = table[table[plot.measured_columns].notna().all(axis=1)]
     if condition is not None:
-        kept = kept[_holds(condition, kept, filtered)]
+        kept = kept[holds(condition, kept, filtered)]
     for name in (plot.hue, plot.style, plot.row, plot.column):
         if name is not None:
             kept = kept[kept[name].isin(rows[name])]
